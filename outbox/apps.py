@@ -1,0 +1,21 @@
+"""Django's entry point: system checks, and the events and consumers of every app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+from django.utils.translation import gettext_lazy as _
+
+
+class OutboxConfig(AppConfig):
+    name = "outbox"
+    label = "outbox"
+    verbose_name = _("Outbox")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the checks; import `events` and `consumers` of the installed apps."""
+        from . import checks  # noqa: F401
+
+        autodiscover_modules("events")
+        autodiscover_modules("consumers")

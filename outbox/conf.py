@@ -1,0 +1,54 @@
+"""The settings of the outbox: one dict, `OUTBOX`, in the Django settings.
+
+`settings()` returns them as one frozen object. All keys are optional; unknown keys are
+refused by a system check with a suggestion (see `checks`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Every key of `OUTBOX`, in lower case, with its default."""
+
+    require_transaction: bool = True
+    """Refuse `publish()` outside `transaction.atomic()`."""
+    batch_size: int = 500
+    """Most messages in one claim, and so in one transaction."""
+    batch_seconds: float = 1.0
+    """Seconds after which a batch ends early, so that no transaction stays open long."""
+    poll_interval: float = 5.0
+    """Seconds an idle worker sleeps at most; a NOTIFY wakes it earlier."""
+    linger: float = 0.01
+    """Seconds an idle worker stays awake before it sleeps, so that a steady stream finds it."""
+    listen: bool | str = True
+    """True: listen on the worker's own connection. False: poll only. Text: the alias of another
+    database connection to listen on, for when the worker's goes through a transaction pooler."""
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return the key names as written in `OUTBOX`."""
+        return [f.name.upper() for f in dataclasses.fields(cls)]
+
+
+@functools.cache
+def settings() -> Settings:
+    """Return the current settings; unknown keys are left to the system check."""
+    given: dict[str, Any] = getattr(django_settings, "OUTBOX", {})
+    known = {name: given[name] for name in Settings.keys() if name in given}
+    return Settings(**{name.lower(): value for name, value in known.items()})
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == "OUTBOX":
+        settings.cache_clear()
+
+
+setting_changed.connect(_forget)

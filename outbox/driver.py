@@ -1,0 +1,63 @@
+"""What psycopg2 and psycopg 3 do differently, in one place.
+
+Every function takes the driver's own connection (`django_connection.connection`). The
+transaction states are libpq's and have the same numbers in both drivers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+IN_ERROR = 3
+UNKNOWN = 4
+
+
+def status_reader(raw: Any) -> Callable[[], int]:
+    """Return a function that reads libpq's transaction state, without a round trip."""
+    if hasattr(raw, "pgconn"):
+        return lambda: int(raw.pgconn.transaction_status)
+    return cast(Callable[[], int], raw.get_transaction_status)
+
+
+def is_lost(raw: Any) -> bool:
+    """Tell whether the connection is closed or broken, without a round trip."""
+    return raw is None or bool(raw.closed) or status_reader(raw)() == UNKNOWN
+
+
+def backend_pid(raw: Any) -> int:
+    """Return the process id of the server's end of the connection."""
+    if hasattr(raw, "pgconn"):
+        return int(raw.pgconn.backend_pid)
+    return int(raw.get_backend_pid())
+
+
+def fileno(raw: Any) -> int:
+    """Return the socket of the connection, to wait on."""
+    return int(raw.fileno())
+
+
+def heard_notifications(raw: Any) -> list[Any]:
+    """Return the list that the driver fills with the notifications it comes across.
+
+    They arrive with the results of other statements; what is still on the socket does not
+    count yet. Call it once for a connection.
+    """
+    if hasattr(raw, "pgconn"):
+        heard: list[Any] = []
+        raw.add_notify_handler(heard.append)
+        return heard
+    return cast(list[Any], raw.notifies)
+
+
+def take_notifications(raw: Any, heard: list[Any]) -> int:
+    """Read the socket without waiting; return how many notifications came, and forget them."""
+    if hasattr(raw, "pgconn"):
+        raw.pgconn.consume_input()
+        while (notification := raw.pgconn.notifies()) is not None:
+            heard.append(notification)
+    else:
+        raw.poll()
+    count = len(heard)
+    heard.clear()
+    return count

@@ -1,0 +1,150 @@
+"""Every error this library raises on purpose.
+
+One base, `OutboxError`. The class docstring is the default message, the values that
+belong to it are attributes, and the message says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OutboxError(Exception):
+    """The outbox could not do what was asked."""
+
+    def __init__(self, message: str | None = None, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+        super().__init__(message or (type(self).__doc__ or "").strip().format(**values))
+
+
+class TransactionRequired(OutboxError):
+    """publish() was called outside transaction.atomic() on database {using!r}, so the message \
+could exist without its business change. Wrap both in atomic(using={using!r}), or set \
+OUTBOX["REQUIRE_TRANSACTION"] = False."""
+
+    using: str
+
+
+class InvalidChannel(OutboxError, ValueError):
+    """{channel!r} is not a channel name: use text of 1 to 63 characters without NUL."""
+
+    channel: Any
+
+
+class InvalidKey(OutboxError, TypeError):
+    """{key!r} ({kind}) cannot be a message key: use text or a number, or None for no key."""
+
+    key: Any
+    kind: str
+
+
+class InvalidEvent(OutboxError, TypeError):
+    """{event!r} is not an event with a channel: publish an instance of an outbox.Event subclass \
+declared with channel="…", or use publish_raw()."""
+
+    event: Any
+
+
+class InvalidGroup(OutboxError, ValueError):
+    """A consumer group is declared wrongly."""
+
+
+class UnencodableValue(OutboxError, TypeError):
+    """{path} holds {value!r} ({kind}), which JSON cannot carry: convert it before publishing, \
+or declare the event's field with a type that msgspec encodes."""
+
+    path: str
+    value: Any
+    kind: str
+
+
+class NulCharacter(OutboxError, ValueError):
+    """{path} contains a NUL character (\\x00), which PostgreSQL cannot store in jsonb or text: \
+remove it before publishing."""
+
+    path: str
+
+
+class DuplicateEventType(OutboxError):
+    """Channel {channel!r} already has an event type {type!r}, declared by {first}; {second} \
+needs another name: give it type="…"."""
+
+    channel: str
+    type: str
+    first: str
+    second: str
+
+
+class DuplicateHandler(OutboxError):
+    """Group {group!r} already handles {type!r} with {first}: one handler per type and group; \
+declare a second group to do something else with the same messages."""
+
+    group: str
+    type: str
+    first: str
+
+
+class UndecodableMessage(OutboxError):
+    """Message {position} of type {type!r} in channel {channel!r} no longer fits {event}: \
+{reason}. Give new fields a default, or declare version= and upgrade()."""
+
+    position: int
+    type: str
+    channel: str
+    event: str
+    reason: str
+
+
+class UnknownGroup(OutboxError, LookupError):
+    """There is no consumer group {name!r}."""
+
+    name: str
+    known: list[str]
+
+    def __init__(self, name: str, known: list[str], suggestion: str | None) -> None:
+        hint = f" Did you mean {suggestion!r}?" if suggestion else ""
+        listed = ", ".join(known) or "none: declare one in an app's consumers.py"
+        super().__init__(
+            f"There is no consumer group {name!r}.{hint} Known groups: {listed}.",
+            name=name,
+            known=known,
+        )
+
+
+class BrokenTransaction(OutboxError):
+    """The handler returned normally but left its database transaction broken. An error of the \
+database was swallowed: wrap the statement that may fail in transaction.atomic()."""
+
+
+class ConnectionLost(OutboxError):
+    """The connection to the database was lost."""
+
+
+class StaleClaim(OutboxError):
+    """Cursor {cursor} was reset, split or taken over while a batch was in hand: the batch is \
+rolled back and its messages are handled again from the new position."""
+
+    cursor: int
+
+
+class RetryAfter(OutboxError):
+    """The handler asks to be tried again in {seconds} seconds."""
+
+    seconds: float
+
+    def __init__(self, seconds: float, message: str | None = None) -> None:
+        super().__init__(message, seconds=seconds)
+
+
+class PermanentError(OutboxError):
+    """The handler says that trying again cannot help."""
+
+
+class FailedAt(OutboxError):
+    """Raised by a batch handler to name the message that failed, and why."""
+
+    def __init__(self, message: Any, cause: BaseException | str) -> None:
+        super().__init__(f"Message {message.position} failed: {cause}")
+        self.message = message
+        self.cause = cause if isinstance(cause, BaseException) else PermanentError(cause)

@@ -1,0 +1,286 @@
+from pathlib import Path
+
+import django.db.models.expressions
+import django.db.models.functions.comparison
+import django.db.models.functions.datetime
+import pgtrigger.compiler
+import pgtrigger.migrations
+from django.db import migrations, models
+
+import outbox.models
+
+
+def read(name: str) -> str:
+    return (Path(__file__).parent / "sql" / name).read_text(encoding="utf-8")
+
+
+class Migration(migrations.Migration):
+    initial = True
+
+    dependencies = []
+
+    operations = [
+        migrations.CreateModel(
+            name="OperatorAction",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), verbose_name="at"
+                    ),
+                ),
+                ("actor", models.TextField(verbose_name="actor")),
+                ("action", models.TextField(verbose_name="action")),
+                ("group", models.CharField(max_length=63, verbose_name="group")),
+                ("details", models.JSONField(default=dict, verbose_name="details")),
+            ],
+            options={
+                "verbose_name": "operator action",
+                "verbose_name_plural": "operator actions",
+                "db_table": "outbox_operator_action",
+                "ordering": ["-id"],
+            },
+        ),
+        migrations.CreateModel(
+            name="ParkedMessage",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("group", models.CharField(max_length=63, verbose_name="group")),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("position", models.BigIntegerField(verbose_name="position")),
+                ("key", models.TextField(null=True, verbose_name="key")),
+                ("slot", models.SmallIntegerField(verbose_name="slot")),
+                ("type", models.TextField(verbose_name="type")),
+                ("payload", models.JSONField(verbose_name="payload")),
+                ("headers", models.JSONField(verbose_name="headers")),
+                ("created_at", models.DateTimeField(verbose_name="created at")),
+                (
+                    "reason",
+                    models.TextField(
+                        choices=[
+                            ("failed", "failed"),
+                            ("undecodable", "undecodable"),
+                            ("blocked", "blocked by an earlier message of its key"),
+                        ],
+                        verbose_name="reason",
+                    ),
+                ),
+                ("attempts", models.IntegerField(db_default=0, verbose_name="failed attempts")),
+                ("error_class", models.TextField(db_default="", verbose_name="error class")),
+                ("error", models.TextField(db_default="", verbose_name="error")),
+                ("traceback", models.TextField(db_default="", verbose_name="traceback")),
+                ("first_failed_at", models.DateTimeField(null=True, verbose_name="first failure")),
+                ("last_failed_at", models.DateTimeField(null=True, verbose_name="last failure")),
+                (
+                    "parked_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="parked at"
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "parked message",
+                "verbose_name_plural": "parked messages",
+                "db_table": "outbox_parked_message",
+            },
+        ),
+        migrations.CreateModel(
+            name="Cursor",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("group", models.CharField(max_length=63, verbose_name="group")),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("slot_from", models.SmallIntegerField(verbose_name="first slot")),
+                ("slot_to", models.SmallIntegerField(verbose_name="last slot")),
+                ("position", models.BigIntegerField(verbose_name="position")),
+                ("generation", models.IntegerField(db_default=0, verbose_name="generation")),
+                ("base_position", models.BigIntegerField(verbose_name="counted from")),
+                (
+                    "seen_position",
+                    models.BigIntegerField(verbose_name="highest position ever reached"),
+                ),
+                ("processed", models.BigIntegerField(db_default=0, verbose_name="processed")),
+                ("skipped", models.BigIntegerField(db_default=0, verbose_name="skipped")),
+                ("parked", models.BigIntegerField(db_default=0, verbose_name="parked")),
+                ("rate", models.FloatField(db_default=0.0, verbose_name="messages per second")),
+                ("attempts", models.IntegerField(db_default=0, verbose_name="failed attempts")),
+                ("failed_since", models.DateTimeField(null=True, verbose_name="failed since")),
+                ("retry_at", models.DateTimeField(null=True, verbose_name="retry at")),
+                ("last_error", models.TextField(db_default="", verbose_name="last error")),
+                ("paused_until", models.DateTimeField(null=True, verbose_name="paused until")),
+                ("lease_token", models.BigIntegerField(db_default=0, verbose_name="fencing token")),
+                ("leased_until", models.DateTimeField(null=True, verbose_name="leased until")),
+                ("leased_by", models.TextField(db_default="", verbose_name="leased by")),
+                (
+                    "served_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="last claimed"
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="last commit"
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "cursor",
+                "verbose_name_plural": "cursors",
+                "db_table": "outbox_cursor",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("group", "channel", "slot_from"), name="outbox_cursor_range"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("slot_from__gte", 0), ("slot_from__lte", models.F("slot_to"))
+                        ),
+                        name="outbox_cursor_slots",
+                    ),
+                ],
+            },
+        ),
+        migrations.AddIndex(
+            model_name="parkedmessage",
+            index=models.Index(
+                fields=["group", "channel", "slot", "position"], name="outbox_parked_by_slot"
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="parkedmessage",
+            constraint=models.UniqueConstraint(
+                fields=("group", "position"), name="outbox_parked_once"
+            ),
+        ),
+        migrations.RunSQL(
+            sql="ALTER TABLE outbox_cursor SET (fillfactor = 50)",
+            reverse_sql=migrations.RunSQL.noop,
+        ),
+        migrations.SeparateDatabaseAndState(
+            database_operations=[
+                migrations.RunSQL(sql=read("log_v1.sql"), reverse_sql=read("log_v1_drop.sql"))
+            ],
+            state_operations=[
+                migrations.CreateModel(
+                    name="Message",
+                    fields=[
+                        (
+                            "position",
+                            models.BigAutoField(
+                                primary_key=True, serialize=False, verbose_name="position"
+                            ),
+                        ),
+                        (
+                            "created_at",
+                            models.DateTimeField(
+                                db_default=outbox.models.ClockTimestamp(),
+                                editable=False,
+                                verbose_name="created at",
+                            ),
+                        ),
+                        (
+                            "slot",
+                            models.GeneratedField(
+                                db_persist=True,
+                                expression=django.db.models.functions.comparison.Coalesce(
+                                    django.db.models.expressions.CombinedExpression(
+                                        models.Func(
+                                            models.F("key"),
+                                            models.Value(0),
+                                            function="hashtextextended",
+                                        ),
+                                        "&",
+                                        models.Value(32767),
+                                    ),
+                                    models.Value(0),
+                                ),
+                                output_field=models.SmallIntegerField(),
+                            ),
+                        ),
+                        ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                        ("key", models.TextField(blank=True, null=True, verbose_name="key")),
+                        ("type", models.TextField(verbose_name="type")),
+                        ("payload", models.JSONField(verbose_name="payload")),
+                        ("headers", models.JSONField(default=dict, verbose_name="headers")),
+                    ],
+                    options={
+                        "verbose_name": "message",
+                        "verbose_name_plural": "messages",
+                        "db_table": "outbox_message",
+                        "indexes": [
+                            models.Index(
+                                fields=["channel", "position", "slot"],
+                                name="outbox_message_by_channel",
+                            )
+                        ],
+                    },
+                ),
+            ],
+        ),
+        pgtrigger.migrations.AddTrigger(
+            model_name="message",
+            trigger=pgtrigger.compiler.Trigger(
+                name="take_floor",
+                sql=pgtrigger.compiler.UpsertTriggerSql(
+                    execute="outbox_take_floor()",
+                    func="RETURN NULL;",
+                    hash="6f8373e4e831546a95b7772699f31822470f8874",
+                    level="STATEMENT",
+                    operation="INSERT",
+                    pgid="pgtrigger_take_floor_8b656",
+                    table="outbox_message",
+                    when="BEFORE",
+                ),
+            ),
+        ),
+        pgtrigger.migrations.AddTrigger(
+            model_name="message",
+            trigger=pgtrigger.compiler.Trigger(
+                name="seal_and_signal",
+                sql=pgtrigger.compiler.UpsertTriggerSql(
+                    execute="outbox_seal_and_signal()",
+                    func="RETURN NULL;",
+                    hash="4c32eafce888125376f07ccb5476944bf36d65fa",
+                    level="STATEMENT",
+                    operation="INSERT",
+                    pgid="pgtrigger_seal_and_signal_b0e9f",
+                    referencing="REFERENCING NEW TABLE AS appended ",
+                    table="outbox_message",
+                    when="AFTER",
+                ),
+            ),
+        ),
+        pgtrigger.migrations.AddTrigger(
+            model_name="message",
+            trigger=pgtrigger.compiler.Trigger(
+                name="append_only",
+                sql=pgtrigger.compiler.UpsertTriggerSql(
+                    execute="outbox_refuse_rewrite()",
+                    func="RETURN NULL;",
+                    hash="7288126b2830b9a8bfcd24e2ebb03804ae3954c2",
+                    level="STATEMENT",
+                    operation="UPDATE OR DELETE OR TRUNCATE",
+                    pgid="pgtrigger_append_only_3348c",
+                    table="outbox_message",
+                    when="BEFORE",
+                ),
+            ),
+        ),
+    ]

@@ -1,0 +1,16 @@
+DROP TABLE outbox_message;
+DROP FUNCTION outbox_pending(text, bigint, bigint, integer, integer);
+DROP FUNCTION outbox_read(text, bigint, bigint, integer, integer, integer);
+DROP FUNCTION outbox_horizon(boolean);
+DROP FUNCTION outbox_create_segment(bigint, bigint);
+DROP FUNCTION outbox_refuse_rewrite();
+DROP FUNCTION outbox_seal_and_signal();
+DROP FUNCTION outbox_take_floor();
+DROP FUNCTION outbox_signal_name(text);
+DROP FUNCTION outbox_idle_key(text);
+DROP FUNCTION outbox_floor_key(bigint);
+DROP FUNCTION outbox_last_position();
+DROP FUNCTION outbox_context();
+DROP FUNCTION IF EXISTS pgtrigger_take_floor_8b656();
+DROP FUNCTION IF EXISTS pgtrigger_seal_and_signal_b0e9f();
+DROP FUNCTION IF EXISTS pgtrigger_append_only_3348c();

@@ -1,0 +1,163 @@
+"""The tables: the log, the cursors of the groups, the parked messages and the operators' actions.
+
+The log is read and written by the statements of `queries.sql`; these models are there for
+migrations, the admin and questions asked through the ORM.
+"""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import F, Func, Value
+from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_lazy as _
+
+from . import triggers
+
+CHANNEL_LENGTH = 63
+GROUP_LENGTH = 63
+SLOTS = 32768
+
+
+class ClockTimestamp(Func):
+    """The database's clock, also within a transaction."""
+
+    function = "clock_timestamp"
+    arity = 0
+    output_field = models.DateTimeField()
+
+
+class Message(models.Model):
+    """One immutable row of the log."""
+
+    position = models.BigAutoField(_("position"), primary_key=True)
+    created_at = models.DateTimeField(_("created at"), db_default=ClockTimestamp(), editable=False)
+    slot = models.GeneratedField(
+        expression=Coalesce(
+            Func(F("key"), Value(0), function="hashtextextended").bitand(SLOTS - 1), Value(0)
+        ),
+        output_field=models.SmallIntegerField(),
+        db_persist=True,
+    )
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    key = models.TextField(_("key"), null=True, blank=True)
+    type = models.TextField(_("type"))
+    payload = models.JSONField(_("payload"))
+    headers = models.JSONField(_("headers"), default=dict)
+
+    class Meta:
+        db_table = "outbox_message"
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        indexes = [
+            models.Index(fields=["channel", "position", "slot"], name="outbox_message_by_channel")
+        ]
+        triggers = [triggers.TAKE_FLOOR, triggers.SEAL_AND_SIGNAL, triggers.APPEND_ONLY]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.position} {self.type}"
+
+
+class Cursor(models.Model):
+    """A group's position in one channel, for one range of slots; the only lock of that range."""
+
+    group = models.CharField(_("group"), max_length=GROUP_LENGTH)
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    slot_from = models.SmallIntegerField(_("first slot"))
+    slot_to = models.SmallIntegerField(_("last slot"))
+    position = models.BigIntegerField(_("position"))
+    generation = models.IntegerField(_("generation"), db_default=0)
+    base_position = models.BigIntegerField(_("counted from"))
+    seen_position = models.BigIntegerField(_("highest position ever reached"))
+    processed = models.BigIntegerField(_("processed"), db_default=0)
+    skipped = models.BigIntegerField(_("skipped"), db_default=0)
+    parked = models.BigIntegerField(_("parked"), db_default=0)
+    rate = models.FloatField(_("messages per second"), db_default=0.0)
+    attempts = models.IntegerField(_("failed attempts"), db_default=0)
+    failed_since = models.DateTimeField(_("failed since"), null=True)
+    retry_at = models.DateTimeField(_("retry at"), null=True)
+    last_error = models.TextField(_("last error"), db_default="")
+    paused_until = models.DateTimeField(_("paused until"), null=True)
+    lease_token = models.BigIntegerField(_("fencing token"), db_default=0)
+    leased_until = models.DateTimeField(_("leased until"), null=True)
+    leased_by = models.TextField(_("leased by"), db_default="")
+    served_at = models.DateTimeField(_("last claimed"), db_default=ClockTimestamp())
+    updated_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
+
+    class Meta:
+        db_table = "outbox_cursor"
+        verbose_name = _("cursor")
+        verbose_name_plural = _("cursors")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["group", "channel", "slot_from"], name="outbox_cursor_range"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(slot_from__gte=0, slot_from__lte=F("slot_to")),
+                name="outbox_cursor_slots",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.channel} {self.slot_from}-{self.slot_to} at {self.position}"
+
+
+class ParkedMessage(models.Model):
+    """A message that a group gave up on, or that waits behind one of the same key."""
+
+    class Reason(models.TextChoices):
+        FAILED = "failed", _("failed")
+        UNDECODABLE = "undecodable", _("undecodable")
+        BLOCKED = "blocked", _("blocked by an earlier message of its key")
+
+    group = models.CharField(_("group"), max_length=GROUP_LENGTH)
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    position = models.BigIntegerField(_("position"))
+    key = models.TextField(_("key"), null=True)
+    slot = models.SmallIntegerField(_("slot"))
+    type = models.TextField(_("type"))
+    payload = models.JSONField(_("payload"))
+    headers = models.JSONField(_("headers"))
+    created_at = models.DateTimeField(_("created at"))
+    reason = models.TextField(_("reason"), choices=Reason.choices)
+    attempts = models.IntegerField(_("failed attempts"), db_default=0)
+    error_class = models.TextField(_("error class"), db_default="")
+    error = models.TextField(_("error"), db_default="")
+    traceback = models.TextField(_("traceback"), db_default="")
+    first_failed_at = models.DateTimeField(_("first failure"), null=True)
+    last_failed_at = models.DateTimeField(_("last failure"), null=True)
+    parked_at = models.DateTimeField(_("parked at"), db_default=ClockTimestamp())
+
+    class Meta:
+        db_table = "outbox_parked_message"
+        verbose_name = _("parked message")
+        verbose_name_plural = _("parked messages")
+        constraints = [
+            models.UniqueConstraint(fields=["group", "position"], name="outbox_parked_once")
+        ]
+        indexes = [
+            models.Index(
+                fields=["group", "channel", "slot", "position"], name="outbox_parked_by_slot"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.channel} {self.position} {self.reason}"
+
+
+class OperatorAction(models.Model):
+    """Who changed what about a group, when, from what to what, and why."""
+
+    at = models.DateTimeField(_("at"), db_default=Now())
+    actor = models.TextField(_("actor"))
+    action = models.TextField(_("action"))
+    group = models.CharField(_("group"), max_length=GROUP_LENGTH)
+    details = models.JSONField(_("details"), default=dict)
+
+    class Meta:
+        db_table = "outbox_operator_action"
+        verbose_name = _("operator action")
+        verbose_name_plural = _("operator actions")
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.group} by {self.actor}"

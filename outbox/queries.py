@@ -1,0 +1,29 @@
+"""The statements of `queries.sql`, by name.
+
+A block starts with `-- name: NAME`; the comment lines below it describe the statement and
+are sent to nobody; parameters are written `%(name)s`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+_BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def _statements() -> dict[str, str]:
+    text = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
+    return {name: _without_comments(body) for name, body in _BLOCK.findall(text)}
+
+
+def _without_comments(body: str) -> str:
+    return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
+
+
+@functools.cache
+def statement(name: str) -> str:
+    """Return the SQL text of the statement `name`; KeyError when there is none."""
+    return _statements()[name]
