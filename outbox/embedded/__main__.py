@@ -15,7 +15,7 @@ from . import EmbeddedError, Server
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command, or wait for Ctrl-C, with DATABASE_URL naming a server; return its exit code."""
+    """Run a command with DATABASE_URL naming a server, or wait for Ctrl-C; return an exit code."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m outbox.embedded",

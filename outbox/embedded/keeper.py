@@ -186,7 +186,7 @@ def run(
     account: Mapping[str, Any] | None = None,
 ) -> str:
     """Return what the program prints; raise EmbeddedError with it if the program fails."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [program, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

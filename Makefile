@@ -1,0 +1,67 @@
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+VENV_PSYCOPG3 := .venv-psycopg3
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PG_BINS := $(patsubst %/initdb,%,$(wildcard /usr/lib/postgresql/*/bin/initdb))
+
+CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")
+WITHOUT_PSYCOPG2 := import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	extras = project["optional-dependencies"]; \
+	needed = project["dependencies"] + extras["dev"] + extras["psycopg3"]; \
+	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-matrix lint bench docs clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## fly January 2013 through the outbox, with a crash and a replay, and check every result
+	$(VENV)/bin/python examples/flights/demo.py $(ARGS)
+
+test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)
+	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(ARGS)
+
+test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## the same with psycopg 3, and the contracts on the system's PostgreSQL
+	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest $(ARGS)
+	@set -e; for bin in $(PG_BINS); do \
+		version=$$(basename $$(dirname $$bin)); \
+		for pair in psycopg2:$(VENV) psycopg:$(VENV_PSYCOPG3); do \
+			echo "PostgreSQL $$version, $${pair%%:*}"; \
+			env -u DATABASE_URL OUTBOX_PG_BIN=$$bin OUTBOX_TEST_SERVER=$$version OUTBOX_TEST_DRIVER=$${pair%%:*} \
+				$${pair#*:}/bin/python -m pytest tests/test_environment.py tests/contracts $(ARGS); \
+		done; \
+	done
+
+lint: $(VENV)/installed ## check format, style, types and the direction of imports
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/installed ## measure, each figure beside its floor
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+docs: ## check that the links between the pages lead somewhere
+	$(PYTHON) docs/check_links.py
+
+clean: ## delete the environments and everything that was built
+	rm -rf $(VENV) $(VENV_PSYCOPG3) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Django takes psycopg 3 wherever it is installed, so each driver has an environment without the other.
+$(VENV_PSYCOPG3)/installed: pyproject.toml
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv --clear $(VENV_PSYCOPG3)
+	$(PYTHON) -c '$(WITHOUT_PSYCOPG2)' > $(VENV_PSYCOPG3)/requirements.txt
+	$(VENV_PSYCOPG3)/bin/python $(PIP_INSTALL) --requirement $(VENV_PSYCOPG3)/requirements.txt
+	$(VENV_PSYCOPG3)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@

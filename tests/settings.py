@@ -1,0 +1,26 @@
+"""The Django settings of the test project."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from outbox.embedded import database_from_url
+from tests.server import database_url
+
+SECRET_KEY = "the tests have no secrets"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "pgtrigger",
+    "outbox",
+    "tests.shop",
+    "tests.library",
+]
+OUTBOX: dict[str, Any] = {}
+
+DATABASES = {"default": database_from_url(database_url())}
+if name := os.environ.get("OUTBOX_TEST_DB"):
+    DATABASES["default"]["NAME"] = name

@@ -1,0 +1,94 @@
+"""Waiting for facts, and running other processes on the test database."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from django.db import connection
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+driver = importlib.import_module("psycopg" if is_psycopg3 else "psycopg2")
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+MANAGE = Path(__file__).with_name("manage.py")
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
+    """Call the predicate until what it returns is true, and return that; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := predicate()):
+        assert time.monotonic() < deadline, message or f"not within {timeout} s: {predicate}"
+        time.sleep(0.005)
+    return result
+
+
+def open_session(entry: Mapping[str, Any]) -> Any:
+    """Return a new connection of the bare driver, in autocommit mode, to an entry of DATABASES."""
+    names = {
+        "dbname": "NAME",
+        "user": "USER",
+        "password": "PASSWORD",
+        "host": "HOST",
+        "port": "PORT",
+    }
+    address = {argument: entry[name] for argument, name in names.items() if entry.get(name)}
+    session = driver.connect(**address, **entry.get("OPTIONS", {}))
+    session.autocommit = True
+    return session
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment in which another Python process uses the test database."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "OUTBOX_TEST_DB": str(connection.settings_dict["NAME"]),
+        "PYTHONPATH": str(ROOT),
+        **variables,
+    }
+
+
+def start_process(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
+    """Start Python with the arguments on the test database; its output goes to pipes."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+
+
+def run_process(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the arguments on the test database until it ends, whatever its exit code."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=environment(**variables),
+    )
+
+
+def run_code(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python snippet on the test database, after `django.setup()`."""
+    return run_process("-c", f"import django; django.setup()\n{code}", **variables)
+
+
+def start_manage(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a management command of the test project on the test database."""
+    return start_process(MANAGE, *arguments, **variables)
+
+
+def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a management command of the test project on the test database until it ends."""
+    return run_process(MANAGE, *arguments, **variables)
