@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core import checks
-from django.db import connections, router
+from django.db import OperationalError, connections, router
 
-from . import groups
-from .conf import Settings
+from . import events, groups
+from .conf import ALLOWED, Settings
 from .queries import statement
 
 OLDEST_POSTGRES = 140000
@@ -25,8 +25,20 @@ def check_settings(
     """E001: OUTBOX is not a dict. E002: unknown key. E003: a value of the wrong type."""
     given = getattr(django_settings, "OUTBOX", {})
     if not isinstance(given, dict):
-        return [checks.Error("OUTBOX is not a dict.", id="outbox.E001")]
-    return [_unknown_key(key) for key in given if key not in Settings.keys()]
+        return [
+            checks.Error(
+                f"OUTBOX is {given!r}, not a dict.",
+                hint="Known keys: " + ", ".join(Settings.keys()),
+                id="outbox.E001",
+            )
+        ]
+    unknown = [_unknown_key(key) for key in given if key not in ALLOWED]
+    wrong = [
+        checks.Error(f"OUTBOX[{key!r}] is {value!r}; use {ALLOWED[key][1]}.", id="outbox.E003")
+        for key, value in given.items()
+        if key in ALLOWED and not ALLOWED[key][0](value)
+    ]
+    return [*unknown, *wrong]
 
 
 def _unknown_key(key: Any) -> checks.CheckMessage:
@@ -45,11 +57,63 @@ def check_groups(
     """E004: two consumer groups under one name."""
     return [
         checks.Error(
-            f"Two consumer groups are named {second.name!r}: {first!r} and {second!r}.",
-            hint="They would share one cursor. Rename one of them.",
+            f"Two consumer groups are named {second.name!r}: {_described(first)} and "
+            f"{_described(second)}.",
+            hint="They would share one cursor, and only the second one's handlers would run. "
+            "Rename one of them.",
             id="outbox.E004",
         )
         for first, second in groups.duplicates()
+    ]
+
+
+def _described(group: groups.ConsumerGroup) -> str:
+    place = f" in {group.declared_at}" if group.declared_at else ""
+    return f"one of {', '.join(group.channels)}{place}"
+
+
+@checks.register("outbox")
+def check_events(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """E010: an event class whose payload cannot be decoded."""
+    found: list[checks.CheckMessage] = []
+    for event_type in events.all_event_types():
+        try:
+            events.decoder_of(event_type)
+        except (NameError, TypeError) as error:
+            found.append(
+                checks.Error(
+                    f"Event {event_type.__module__}.{event_type.__qualname__}: {error}",
+                    hint="Give its fields types that msgspec decodes and that its module names.",
+                    id="outbox.E010",
+                )
+            )
+    return found
+
+
+@checks.register("outbox")
+def check_vendor(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """E005: the database that messages are published to is not PostgreSQL."""
+    return _check_vendor(_default_alias())
+
+
+def _default_alias() -> str:
+    return router.db_for_write(apps.get_model("outbox", "Message"))
+
+
+def _check_vendor(alias: str) -> list[checks.CheckMessage]:
+    vendor = connections[alias].vendor
+    if vendor == "postgresql":
+        return []
+    return [
+        checks.Error(
+            f"Database {alias!r} is {vendor}; the outbox needs PostgreSQL.",
+            hint="Let DATABASE_ROUTERS send the app 'outbox' to a PostgreSQL database.",
+            id="outbox.E005",
+        )
     ]
 
 
@@ -57,31 +121,41 @@ def check_groups(
 def check_database(
     databases: Iterable[str] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """E005: not PostgreSQL. E006: too old. E007: sequence cache. E008: trigger missing."""
+    """E005: not PostgreSQL. E006: too old. E007: sequence cache. E008: trigger missing.
+
+    W009: the database cannot be reached.
+    """
+    default = _default_alias()
     found: list[checks.CheckMessage] = []
     for alias in databases or []:
-        found += _check_alias(alias)
+        if router.allow_migrate(alias, "outbox"):
+            found += [] if alias == default else _check_vendor(alias)
+            found += _check_alias(alias)
     return found
 
 
 def _check_alias(alias: str) -> list[checks.CheckMessage]:
     connection = connections[alias]
     if connection.vendor != "postgresql":
+        return []
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement("describe_log"))
+            version, cache, missing = cursor.fetchone()
+    except OperationalError as error:
         return [
-            checks.Error(
-                f"Database {alias!r} is {connection.vendor}; the outbox needs PostgreSQL.",
-                hint="Route the app 'outbox' to a PostgreSQL database.",
-                id="outbox.E005",
+            checks.Warning(
+                f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
+                id="outbox.W009",
             )
         ]
-    with connection.cursor() as cursor:
-        cursor.execute(statement("describe_log"))
-        version, cache, missing = cursor.fetchone()
     found: list[checks.CheckMessage] = []
     if version < OLDEST_POSTGRES:
         found.append(
             checks.Error(
-                f"Database {alias!r} runs PostgreSQL {version // 10000}; the outbox needs 14.",
+                f"Database {alias!r} runs PostgreSQL {version // 10000}; the outbox needs 14 or "
+                "newer.",
+                hint="Upgrade the server, or route the app 'outbox' to another database.",
                 id="outbox.E006",
             )
         )

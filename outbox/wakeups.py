@@ -31,6 +31,13 @@ FIRST_POLL = 0.02
 """Seconds of the first wait when only polling; it doubles up to the poll interval."""
 LONGEST_SHORT_WAIT = 0.05
 """Seconds of the longest wait for a publisher in flight."""
+BUSY_LINGER = 5
+"""How many times longer a worker lingers while a publisher is in flight."""
+
+POOLED = (
+    "a connection pooler stands before database %r, and LISTEN gets lost in one: polling, at most "
+    "every %s s. Set OUTBOX['LISTEN'] to False, or to the alias of a direct connection."
+)
 
 
 class Wakeups:
@@ -68,10 +75,7 @@ class Wakeups:
 
     def wait(self, horizon: int) -> None:
         """Wait a step, after nothing was found up to `horizon`; the caller then looks again."""
-        now = time.monotonic()
-        if self._idle_since is None:
-            self._idle_since = now
-        if now - self._idle_since < self.linger:
+        if self._lingers(horizon):
             self._sleep(SHORT_WAIT)
         elif not self.listen:
             self._poll(horizon)
@@ -83,6 +87,17 @@ class Wakeups:
             self._sleep(self._until_due())
             self._drop_locks()
             self._short_waits = 0
+
+    def _lingers(self, horizon: int) -> bool:
+        """Tell whether it is too early for the idle locks, which cost each publisher a NOTIFY."""
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        idle = now - self._idle_since
+        if idle < self.linger:
+            return True
+        may_be_busy = self.listen and not self._is_idle and idle < BUSY_LINGER * self.linger
+        return bool(may_be_busy) and message_log.last_position(self.using) > horizon
 
     def stay_awake(self) -> None:
         """Note that there was something to do."""
@@ -112,7 +127,8 @@ class Wakeups:
 
     def _become_idle(self) -> None:
         """Take the idle locks; the caller's next look is the one that counts."""
-        self._connect()
+        if not self._connect():
+            return
         with connections[self.alias].cursor() as cursor:
             cursor.execute(statement("take_idle_locks"), {"channels": self.channels})
             self._locked = [channel for (channel,) in cursor.fetchall()]
@@ -126,17 +142,27 @@ class Wakeups:
         with connections[self.alias].cursor() as cursor:
             cursor.execute(statement("drop_idle_locks"), {"channels": self._locked})
 
-    def _connect(self) -> None:
+    def _connect(self) -> bool:
+        """Listen, once per connection; False when a pooler makes that useless."""
         connection = connections[self.alias]
         connection.ensure_connection()
         if connection.connection is self._raw:
-            return
-        self._raw = connection.connection
-        self._heard = driver.heard_notifications(self._raw)
+            return True
         with connection.cursor() as cursor:
+            if self.listen is True and self._is_pooled(cursor):
+                logger.warning(POOLED, self.using, self.poll_interval)
+                self.listen = False
+                return False
             cursor.execute(statement("signal_names"), {"channels": self.channels})
             for (name,) in cursor.fetchall():
                 cursor.execute(f"LISTEN {connection.ops.quote_name(name)}")
+        self._raw = connection.connection
+        self._heard = driver.heard_notifications(self._raw)
+        return True
+
+    def _is_pooled(self, cursor: Any) -> bool:
+        cursor.execute(statement("see_backend"))
+        return bool(cursor.fetchone()[0] != driver.backend_pid(connections[self.alias].connection))
 
     def _wait_for_publisher(self) -> None:
         self._sleep(min(LONGEST_SHORT_WAIT, SHORT_WAIT * 2**self._short_waits))

@@ -1,0 +1,229 @@
+"""The wake-up protocol: a NOTIFY only when somebody sleeps, and none that is missed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from django.db import connection, connections, transaction
+
+import outbox
+from outbox.wakeups import Wakeups
+from outbox.worker import Worker
+from tests.support import environment, wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MESSAGES = 10_000
+PUBLISHERS = 4
+LONG = 60.0
+"""Seconds of the poll interval: a wake-up that is lost shows as a wait of that length."""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Start a load process; what it prints goes to a file, so that no pipe can hold it up."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], Path]:
+        printed = tmp_path / f"{len(started)}.txt"
+        with printed.open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.wakeup_load", *arguments],
+                    stdout=output,
+                    env=environment(),
+                    text=True,
+                )
+            )
+        return started[-1], printed
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def times(process: subprocess.Popen[str], printed: Path) -> dict[int, float]:
+    """Wait for a load process and return what it printed: position -> time."""
+    assert process.wait(timeout=280) == 0
+    lines = printed.read_text().splitlines()
+    return {int(position): float(at) for position, at in map(str.split, lines)}
+
+
+def test_no_message_waits_longer_than_a_second(load):
+    """Single messages from four publishers with pauses, roll-backs and savepoints all wake their
+    worker, although it polls only once a minute. OUTBOX_BREAK=look or flight breaks the protocol."""
+    share = str(MESSAGES // PUBLISHERS)
+    lanes = [f"lane-{n}" for n in range(PUBLISHERS)]
+    broken = [os.environ["OUTBOX_BREAK"]] if os.environ.get("OUTBOX_BREAK") else []
+    consumers = [load("consume", lane, share, *broken) for lane in lanes]
+    publishers = [load("publish", lane, share, str(seed)) for seed, lane in enumerate(lanes)]
+    committed = {at: time for each in publishers for at, time in times(*each).items()}
+    handled = {at: time for each in consumers for at, time in times(*each).items()}
+
+    assert len(committed) == MESSAGES
+    assert handled.keys() == committed.keys()
+    late = {
+        position: handled[position] - committed[position]
+        for position in committed
+        if handled[position] - committed[position] > 1
+    }
+    assert not late, f"{len(late)} of {len(committed)} waited up to {max(late.values()):.1f} s"
+
+
+class Sleeper:
+    """A worker in a thread that polls once a minute, and the times at which it handled messages."""
+
+    def __init__(self, name: str, channel: str, **options: object) -> None:
+        self.group = outbox.ConsumerGroup(name, channels=[channel])
+        self.handled: dict[int, float] = {}
+        self.group.handler("Tick")(self._tick)
+        self.wakeups = Wakeups([self.group], "default", poll_interval=LONG, **options)  # type: ignore[arg-type]
+        self.worker = Worker([self.group], wakeups=self.wakeups)
+        self.sleeps = 0
+        self._sleep, self.wakeups._sleep = self.wakeups._sleep, self._count_sleep  # type: ignore[method-assign]
+        self.asleep = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _tick(self, payload: object, message: outbox.Message) -> None:
+        self.handled[message.position] = time.monotonic()
+
+    def _count_sleep(self, seconds: float) -> None:
+        if seconds > 1:
+            self.sleeps += 1
+            self.asleep.set()
+        self._sleep(seconds)
+        self.asleep.clear()
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        finally:
+            connections.close_all()
+
+    def stop(self) -> None:
+        self.worker.stop()
+        self.thread.join(30)
+
+
+@pytest.fixture
+def sleeper():
+    """Start workers that are stopped at the end."""
+    started: list[Sleeper] = []
+
+    def start(name: str, channel: str, **options: object) -> Sleeper:
+        started.append(Sleeper(name, channel, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+def publish(channel: str) -> int:
+    with transaction.atomic():
+        return outbox.publish_raw(channel, "Tick", {})
+
+
+def test_a_sleeping_worker_is_woken(sleeper):
+    """A message that is published while the worker sleeps is handled long before the next poll."""
+    worker = sleeper("woken", "woken")
+    assert worker.asleep.wait(30)
+    position = publish("woken")
+
+    wait_until(lambda: position in worker.handled, timeout=LONG / 2)
+
+
+def test_a_rollback_in_front_delays_nobody(sleeper, connect):
+    """A publisher that holds the horizon and rolls back lets the messages behind it go at once,
+    without any NOTIFY of its own."""
+    worker = sleeper("behind", "behind")
+    assert worker.asleep.wait(30)
+    blocker = connect()
+    blocker.autocommit = False
+    with blocker.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO outbox_message (channel, type, payload) VALUES ('other', 'Tick', '{}')"
+        )
+    position = publish("behind")
+    wait_until(lambda: worker.wakeups._short_waits > 4)
+    assert position not in worker.handled
+    blocker.rollback()
+    rolled_back = time.monotonic()
+    wait_until(lambda: position in worker.handled, timeout=LONG / 2)
+
+    assert worker.handled[position] - rolled_back < 0.2
+
+
+def test_a_message_wakes_only_the_workers_of_its_channel(sleeper):
+    """Twenty workers sleep on twenty channels; one message ends one sleep."""
+    workers = [sleeper(f"sleeper-{n}", f"lane-{n}") for n in range(20)]
+    for worker in workers:
+        assert worker.asleep.wait(60)
+    before = [worker.sleeps for worker in workers]
+    position = publish("lane-7")
+    wait_until(lambda: position in workers[7].handled)
+    wait_until(lambda: workers[7].sleeps > before[7])
+
+    changed = [n for n, worker in enumerate(workers) if worker.sleeps != before[n]]
+    assert changed == [7]
+
+
+def test_a_busy_system_sends_no_notify(connect):
+    """While nobody sleeps, a commit carries no NOTIFY."""
+    ears = connect()
+    heard = count_signals(ears, "busy", lambda: publish("busy"))
+
+    assert heard == 0
+
+
+def test_a_sleeper_is_notified_once_per_commit(sleeper, connect):
+    """The idle lock of a sleeping worker makes the publisher's commit carry one NOTIFY."""
+    lock = connect()
+    with lock.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock_shared(outbox_idle_key('watched'))")
+    heard = count_signals(connect(), "watched", lambda: publish("watched"))
+
+    assert heard == 1
+
+
+def count_signals(session, channel, act) -> int:
+    """Return how many notifications of a channel reach a session while `act` runs."""
+    with session.cursor() as cursor:
+        cursor.execute("SELECT outbox_signal_name(%s)", [channel])
+        (name,) = cursor.fetchone()
+        cursor.execute(f'LISTEN "{name}"')
+        act()
+        cursor.execute("SELECT 1")
+    if hasattr(session, "notifies") and not callable(session.notifies):
+        session.poll()
+        return len(session.notifies)
+    return len(list(session.notifies(timeout=0)))
+
+
+def test_a_cancelled_publisher_leaves_no_idle_lock_behind():
+    """After a publisher looked for sleepers, its session holds nothing but its floor."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        outbox.publish_raw("tidy", "Tick", {})
+        cursor.execute(
+            "SELECT classid::bigint >> 16 FROM pg_locks"
+            " WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        )
+
+        assert cursor.fetchall() == [(20290,)]
+
+
+def test_poll_only_needs_no_listen(sleeper, connect):
+    """With listen=False a worker takes no idle lock, listens to nothing, and finds the message."""
+    worker = sleeper("polling", "polling", listen=False)
+    position = publish("polling")
+    wait_until(lambda: position in worker.handled)
+
+    assert worker.wakeups._raw is None

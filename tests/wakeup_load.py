@@ -1,0 +1,92 @@
+"""The load of the wake-up tests, in processes of its own.
+
+`python -m tests.wakeup_load publish CHANNEL COUNT SEED` publishes with pauses, roll-backs and
+savepoints and prints a line "position commit-time" for each message that committed. Most pauses
+are about as long as a worker needs to go idle; after one in a hundred messages comes a silence in
+which a lost wake-up shows.
+
+`python -m tests.wakeup_load consume CHANNEL COUNT [look|flight]` handles COUNT messages and prints
+a line "position handling-time" for each. The last argument breaks the protocol on purpose: `look` sleeps
+without looking once more under the idle lock, `flight` does not wait for publishers in flight.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+import django
+
+django.setup()
+
+from django.db import transaction  # noqa: E402
+
+import outbox  # noqa: E402
+from outbox.wakeups import Wakeups  # noqa: E402
+from outbox.worker import Worker  # noqa: E402
+
+POLL_INTERVAL = 60.0
+SILENCE = 1.5
+
+
+def tick(payload: object, message: outbox.Message) -> None:
+    print(message.position, time.time(), flush=True)
+
+
+class WithoutSecondLook(Wakeups):
+    def _become_idle(self) -> None:
+        super()._become_idle()
+        self._sleep(self._until_due())
+
+
+class WithoutFlightWait(Wakeups):
+    def wait(self, horizon: int) -> None:
+        if self._is_idle:
+            self._sleep(self._until_due())
+            self._drop_locks()
+        else:
+            super().wait(horizon)
+
+
+VARIANTS = {"": Wakeups, "look": WithoutSecondLook, "flight": WithoutFlightWait}
+
+
+def publish(channel: str, count: int, seed: int) -> None:
+    dice = random.Random(seed)
+    published = 0
+    while published < count:
+        if position := attempt(channel, dice):
+            print(position, time.time(), flush=True)
+            published += 1
+        time.sleep(SILENCE if dice.random() < 0.01 else dice.uniform(0, 0.004))
+
+
+def attempt(channel: str, dice: random.Random) -> int | None:
+    """Publish one message in one of the ways of real programs; None when it was rolled back."""
+    with transaction.atomic():
+        if dice.random() < 0.2:
+            with transaction.atomic():
+                outbox.publish_raw(channel, "Tick", {})
+                transaction.set_rollback(True)
+        position = outbox.publish_raw(channel, "Tick", {})
+        if dice.random() < 0.2:
+            time.sleep(dice.choice([0.001, 0.005, 0.02]))
+        if dice.random() < 0.1:
+            transaction.set_rollback(True)
+            return None
+    return position
+
+
+def consume(channel: str, count: int, variant: str = "") -> None:
+    group = outbox.ConsumerGroup(channel, channels=[channel])
+    group.handler("Tick")(tick)
+    wakeups = VARIANTS[variant]([group], "default", poll_interval=POLL_INTERVAL, linger=0.0)
+    Worker([group], wakeups=wakeups).run(max_messages=count)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "publish":
+        publish(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        consume(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
