@@ -1,30 +1,29 @@
-"""Hand the messages of a claim to the group's handlers, up to the first one that fails.
+"""Hand the messages of a claim to the group's handlers, and settle what became of them.
 
 A batch is optimistic: all of it runs in one savepoint. When a message fails, the savepoint is
-rolled back, the messages before it are run again and kept, and then it is tried alone. All of
-this happens under the cursor's lock, so no other worker ever sees a batch half done.
+rolled back, the messages before it are run again and kept, and then it is tried alone. If its
+group gives up on it, it is parked or skipped and the batch goes on behind it; else the batch ends
+and the range backs off. Of a leased range the same happens without savepoints.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from django.db import DatabaseError, connections, transaction
 
-from . import driver, events
+from . import cursors, driver, events, failures, in_hand, parked_messages
+from .batches import Batch
 from .conf import settings
-from .cursors import Advance, Claim
-from .exceptions import BrokenTransaction, ConnectionLost, FailedAt
-from .groups import ConsumerGroup, Route
-from .message_log import Row
+from .cursors import Advance
+from .exceptions import ConnectionLost, FailedAt
+from .groups import Route
 
-
-ERROR_LENGTH = 2000
-"""Characters of an error that are kept on the cursor."""
+logger = logging.getLogger("outbox.dispatcher")
 
 
 class HandlerFailed(Exception):
@@ -37,73 +36,93 @@ class HandlerFailed(Exception):
         self.cause = cause
 
 
-@dataclasses.dataclass(slots=True)
-class Batch:
-    """The rows of one claim and what became of them."""
-
-    group: ConsumerGroup
-    claim: Claim
-    rows: Sequence[Row]
-    using: str
-    handled: int = 0
-    """How many rows are done, from the first one on; skipped ones included."""
-    skipped: int = 0
-    """How many of these have no handler."""
-    failure: Exception | None = None
-    """Why the row after them failed; everything it did is rolled back."""
-    check_constraints: bool = False
-    """Check deferred constraints before a part of the batch is kept, not at its commit."""
-
-    def message(self, index: int) -> events.Message:
-        """Return rows[index] as its handler sees it."""
-        position, key, type_name, payload, headers, created_at = self.rows[index]
-        claim = self.claim
-        return events.Message(
-            position,
-            claim.channel,
-            key,
-            type_name,
-            claim.attempts + 1 if index == 0 else 1,
-            position <= claim.seen_position,
-            claim.group,
-            payload,
-            headers,
-            created_at,
-        )
-
-
 def dispatch(batch: Batch) -> None:
-    """Handle the rows in order until one fails, the time budget ends, or all are done.
+    """Handle the rows in order until one is to be tried again, the time is up, or all are done.
 
-    Runs inside the claim's transaction. Raises ConnectionLost when the database went away.
+    Runs inside the claim's transaction, or outside one when the range is leased. Raises
+    ConnectionLost when the database went away.
     """
-    total = len(batch.rows)
-    stop, suspect_end = total, 0
-    deadline = time.monotonic() + settings().batch_seconds
-    while batch.handled < total and batch.failure is None:
+    batch.prepare()
+    budget = settings().batch_seconds
+    end = deadline = time.monotonic() + budget
+    suspects = (0, 0)
+    while batch.is_open:
         try:
-            with transaction.atomic(using=batch.using):
-                handled, skipped = _run(batch, stop, deadline)
+            with _savepoint(batch):
+                handled, skipped = _run(batch, _next_stop(batch, suspects), deadline)
                 if batch.check_constraints:
                     _check_constraints(batch, batch.handled + handled)
         except HandlerFailed as failed:
-            _raise_if_lost(batch.using, failed.cause)
-            if failed.start == batch.handled and failed.stop == failed.start + 1:
-                batch.failure = failed.cause
-                return
-            suspect_end = failed.stop
-            stop = failed.start if failed.start > batch.handled else _half(batch, suspect_end)
-            deadline = time.monotonic() + settings().batch_seconds
-            continue
-        batch.handled += handled
-        batch.skipped += skipped
+            _raise_if_lost(batch, failed.cause)
+            if failed.stop > batch.handled + 1:
+                suspects, deadline = (failed.start, failed.stop), time.monotonic() + budget
+                continue
+            batch.fail(failed.cause)
+            suspects, deadline = (0, 0), end
+        else:
+            batch.handled += handled
+            batch.skipped += skipped
         if time.monotonic() >= deadline:
             return
-        stop = _half(batch, suspect_end) if suspect_end > batch.handled else total
 
 
-def _half(batch: Batch, suspect_end: int) -> int:
-    return batch.handled + max(1, (suspect_end - batch.handled) // 2)
+def conclude(batch: Batch, lease: float | None = None) -> Advance:
+    """Write what became of a batch: its parked messages and the advance of its cursor.
+
+    Runs in the transaction of the batch; of a leased range, in one of its own. `lease`: as for
+    `cursors.advance`. Raises StaleClaim.
+    """
+    change = batch.outcome()
+    for failure in batch.failures:
+        if failure.verdict == "park":
+            parked_messages.park(failure, batch.using)
+        failures.announce(failure, batch.using)
+    behind = [position for position in batch.behind if position <= change.position]
+    parked_messages.park_behind(batch.claim, behind, batch.using)
+    change.parked += len(behind)
+    cursors.advance(batch.claim, change, batch.using, lease)
+    return change
+
+
+def back_off(batch: Batch, error: Exception) -> Advance:
+    """Let the range wait after an error that no message can be blamed for.
+
+    Runs in a transaction of its own. Raises StaleClaim.
+    """
+    claim = batch.claim
+    attempts = claim.attempts_at(claim.position) + 1
+    change = Advance(
+        claim.position,
+        attempts=attempts,
+        failed_position=claim.position,
+        retry_delay=batch.group.retry.delay(attempts),
+        last_error=failures.error_line(error),
+    )
+    cursors.advance(claim, change, batch.using)
+    logger.error(
+        "%s could not commit its batch after %s in %s (next try in %.1f s): %s",
+        claim.group,
+        claim.position,
+        claim.channel,
+        change.retry_delay,
+        change.last_error,
+        extra={"group": claim.group, "channel": claim.channel, "position": claim.position},
+    )
+    return change
+
+
+def _next_stop(batch: Batch, suspects: tuple[int, int]) -> int:
+    """Return where the next savepoint ends: before the suspects, amid them, or with the batch."""
+    handled = batch.handled
+    if batch.group.savepoint_per_message:
+        return handled + 1
+    if suspects[1] <= handled:
+        return len(batch.rows)
+    return suspects[0] if suspects[0] > handled else handled + max(1, (suspects[1] - handled) // 2)
+
+
+def _savepoint(batch: Batch) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if batch.is_leased else transaction.atomic(using=batch.using)
 
 
 def _check_constraints(batch: Batch, stop: int) -> None:
@@ -113,79 +132,75 @@ def _check_constraints(batch: Batch, stop: int) -> None:
         raise HandlerFailed(batch.handled, stop, error) from error
 
 
-def _raise_if_lost(using: str, cause: Exception) -> None:
-    if driver.is_lost(connections[using].connection):
+def _raise_if_lost(batch: Batch, cause: Exception) -> None:
+    raw = connections[batch.using].connection
+    is_closed_by_handler = raw is None and batch.is_leased
+    if driver.is_lost(raw) and not is_closed_by_handler:
         raise ConnectionLost(str(cause)) from cause
+
+
+def _nothing_to_check() -> None:
+    """A handler outside a transaction leaves none behind."""
 
 
 def _run(batch: Batch, stop: int, deadline: float) -> tuple[int, int]:
     """Handle rows[batch.handled:stop]; return how many are done, and how many were skipped."""
-    routes = batch.group.routes(batch.claim.channel)
-    check = _transaction_check(batch.using)
-    savepoints = batch.group.savepoint_per_message
-    run = _NeighbourRun(batch, check)
+    check = _nothing_to_check
+    if not batch.is_leased:
+        check = driver.transaction_check(connections[batch.using])
+    note = in_hand.noter(batch.claim.id)
+    is_suspect = batch.claim.attempts_at(batch.rows[0][0]) > 0
+    run = _NeighbourRun(check, note, 1 if is_suspect else len(batch.rows))
     skipped = 0
-    for index in range(batch.handled, stop):
-        route = routes.get(batch.rows[index][2])
+    for index, (route, message, event) in enumerate(_decode(batch, stop), batch.handled):
         if route is None:
             skipped += 1
             continue
         run.end_unless(route)
-        message = batch.message(index)
         try:
-            event = decoded(route, message)
             if route.is_batch:
                 run.add(route, event, message, index)
                 continue
+            note(message.position, route.timeout)
             route.handler(event, message)
             check()
         except Exception as error:
+            note(0, None)
             raise HandlerFailed(index, index + 1, error) from error
         if time.monotonic() >= deadline:
+            note(0, None)
             return index + 1 - batch.handled, skipped
     run.end()
+    note(0, None)
     return stop - batch.handled, skipped
 
 
-def outcome(batch: Batch, horizon: int, was_full: bool) -> Advance:
-    """Return the change of the cursor: how far it moves, and when it goes on.
+def _decode(batch: Batch, stop: int) -> list[tuple[Route | None, events.Message, Any]]:
+    """Return rows[batch.handled:stop] with their routes and events.
 
-    `was_full`: there may be more rows below the horizon; otherwise the range moves up to it.
+    All before the first handler is called: that is faster than in turns, and a message that
+    does not decode costs no call that would have to be undone.
     """
-    claim = batch.claim
-    if batch.handled == len(batch.rows) and not was_full:
-        position = horizon
-    else:
-        position = batch.rows[batch.handled - 1][0] if batch.handled else claim.position
-    change = Advance(position, batch.handled - batch.skipped, batch.skipped)
-    if batch.failure is not None:
-        change.attempts = 1 if batch.handled else claim.attempts + 1
-        change.retry_delay = batch.group.retry.delay(change.attempts)
-        change.last_error = describe(batch)
-    return change
-
-
-def describe(batch: Batch) -> str:
-    """Return which message failed and why, for people; bounded."""
-    failed = batch.message(batch.handled)
-    error = batch.failure
-    text = f"{failed.type} at {failed.position}: {type(error).__name__}: {error}"
-    return text.replace("\0", "\\0")[:ERROR_LENGTH]
-
-
-def decoded(route: Route, message: events.Message) -> Any:
-    """Return what the route's handler takes as the event of a message."""
-    if route.event_type is None:
-        return msgspec.json.decode(message.raw_payload)
-    return events.decode(message, route.event_type)
+    routes, message_of = batch.group.routes(batch.claim.channel), batch.claim.message
+    decoded = []
+    for index in range(batch.handled, stop):
+        message = message_of(batch.rows[index])
+        route = routes.get(message.type)
+        try:
+            event = None if route is None else route.event_of(message)
+        except Exception as error:
+            raise HandlerFailed(index, index + 1, error) from error
+        decoded.append((route, message, event))
+    return decoded
 
 
 class _NeighbourRun:
-    """Neighbouring messages for one batch handler, handed over together."""
+    """Neighbouring messages for one batch handler, handed over together, `most` at a time."""
 
-    def __init__(self, batch: Batch, check: Callable[[], None]) -> None:
-        self.batch = batch
+    def __init__(self, check: Callable[[], None], note: in_hand.Note, most: int) -> None:
         self.check = check
+        self.note = note
+        self.most = most
         self.route: Route | None = None
         self.events: list[Any] = []
         self.messages: list[events.Message] = []
@@ -198,41 +213,27 @@ class _NeighbourRun:
         self.indexes.append(index)
 
     def end_unless(self, route: Route) -> None:
-        if self.route is not None and self.route is not route:
+        if self.route and (self.route is not route or len(self.indexes) == self.most):
             self.end()
 
     def end(self) -> None:
         if self.route is None:
             return
         try:
+            self.note(self.messages[0].position, self.route.timeout)
             self.route.handler(self.events, self.messages)
             self.check()
-        except FailedAt as error:
-            index = self._index_of(error.message)
-            raise HandlerFailed(index, index + 1, _as_exception(error)) from error
         except Exception as error:
-            raise HandlerFailed(self.indexes[0], self.indexes[-1] + 1, error) from error
+            self.note(0, None)
+            start, stop = self._blamed(error)
+            raise HandlerFailed(start, stop, failures.cause_of(error)) from error
         self.route = None
         self.events, self.messages, self.indexes = [], [], []
 
-    def _index_of(self, message: events.Message) -> int:
-        for index, candidate in zip(self.indexes, self.messages, strict=True):
-            if candidate.position == message.position:
-                return index
-        return self.indexes[0]
-
-
-def _as_exception(error: FailedAt) -> Exception:
-    return error.cause if isinstance(error.cause, Exception) else error
-
-
-def _transaction_check(using: str) -> Callable[[], None]:
-    """Return a function that raises when a handler left the transaction broken."""
-    connection = connections[using]
-    status = driver.status_reader(connection.connection)
-
-    def check() -> None:
-        if status() == driver.IN_ERROR or connection.needs_rollback:
-            raise BrokenTransaction()
-
-    return check
+    def _blamed(self, error: Exception) -> tuple[int, int]:
+        """Return from where to where the failing message lies."""
+        if isinstance(error, FailedAt):
+            for index, message in zip(self.indexes, self.messages, strict=True):
+                if message.position == error.message.position:
+                    return index, index + 1
+        return self.indexes[0], self.indexes[-1] + 1

@@ -124,7 +124,9 @@ class Machine(RuleBasedStateMachine):
 
         return group
 
-    @rule(messages=st.lists(st.tuples(st.sampled_from(KEYS), st.booleans()), min_size=1, max_size=6))
+    @rule(
+        messages=st.lists(st.tuples(st.sampled_from(KEYS), st.booleans()), min_size=1, max_size=6)
+    )
     def publish(self, messages):
         """Some messages fail until they are repaired."""
         keys = [key for key, _ in messages]

@@ -1,0 +1,433 @@
+"""Parked messages: list, redrive, discard, and what a crash leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+
+import pytest
+from django.db import connection, transaction
+
+import outbox
+from outbox import cursors, dispatcher, parking
+from outbox.exceptions import NotParked, OutboxError
+from outbox.models import Cursor, OperatorAction, ParkedMessage
+from outbox.worker import Worker
+from tests.contracts.harness import Background, waiting_for_locks
+from tests.failing import account, publish, script
+from tests.shop.models import Effect, Order, OrderLine
+from tests.support import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+__all__ = ["script"]
+
+ROUNDS = int(os.environ.get("OUTBOX_TEST_ROUNDS", "40"))
+
+
+@pytest.fixture
+def background():
+    """Start a function in a thread with its own connections."""
+    threads = []
+
+    def start(function, *arguments):
+        threads.append(Background(function, *arguments))
+        return threads[-1]
+
+    yield start
+    for thread in threads:
+        thread.join(30)
+
+
+@pytest.fixture
+def trouble(script):
+    """A group in which keys "a" and "b" are parked, two messages each, and one without a key."""
+    billing = script()
+    billing.positions = publish("a", "b", None, "a", "b", "c")
+    for position in billing.positions[:3]:
+        billing.faults[position] = ValueError("no such order")
+    billing.drain()
+    billing.runs_before, billing.runs = billing.runs, []
+    return billing
+
+
+def test_parked_messages_are_listed_in_order(trouble):
+    """All of a group, or of one key."""
+    listed = [parked.position for parked in parking.list_parked("scripted")]
+    of_key = [parked.position for parked in parking.list_parked("scripted", key="b")]
+
+    assert listed == trouble.positions[:5]
+    assert of_key == [trouble.positions[1], trouble.positions[4]]
+
+
+def test_more_parked_messages_than_the_batch_has_keys(trouble):
+    """The look for blocked keys finds them also where many messages are parked."""
+    blocked = publish("a")
+    trouble.drain()
+    free = publish("d")
+    trouble.drain()
+
+    assert trouble.parked()[-1] == (blocked[0], "blocked")
+    assert trouble.effects()[-1] == free[0]
+    assert account("scripted") == (8, 8)
+
+
+def test_a_redrive_by_key_leaves_the_others_alone(trouble):
+    """Only the messages of the key are handled, in order."""
+    trouble.faults.clear()
+    redriven = parking.redrive(trouble.group, key="b")
+
+    assert redriven == parking.Redriven(2, 0, (), 0)
+    assert trouble.effects()[1:] == [trouble.positions[1], trouble.positions[4]]
+    assert [position for position, _ in trouble.parked()] == [
+        trouble.positions[0],
+        trouble.positions[2],
+        trouble.positions[3],
+    ]
+    assert account("scripted") == (6, 6)
+
+
+def test_a_redrive_by_position_takes_the_whole_key(trouble):
+    """Naming a later message of a key handles the earlier ones first; one without a key stands
+    alone."""
+    trouble.faults.clear()
+    of_key = parking.redrive(trouble.group, position=trouble.positions[3])
+    alone = parking.redrive(trouble.group, position=trouble.positions[2])
+
+    assert (of_key.handled, alone.handled) == (2, 1)
+    assert trouble.effects()[1:] == [
+        trouble.positions[0],
+        trouble.positions[3],
+        trouble.positions[2],
+    ]
+
+
+def test_a_redrive_of_everything_goes_on_past_a_key_that_fails(trouble):
+    """A message that fails again stops its key and no other one."""
+    del trouble.faults[trouble.positions[1]], trouble.faults[trouble.positions[2]]
+    redriven = parking.redrive(trouble.group, everything=True)
+    failed = parking.list_parked(trouble.group)[0]
+
+    assert (redriven.handled, redriven.remaining) == (3, 2)
+    assert [(each.key, each.position) for each in redriven.failed] == [("a", trouble.positions[0])]
+    assert redriven.failed[0].error == "ValueError: no such order"
+    assert trouble.parked() == [
+        (trouble.positions[0], "failed"),
+        (trouble.positions[3], "blocked"),
+    ]
+    assert failed.attempts == 4
+    assert account("scripted") == (6, 6)
+
+
+def test_a_blocked_message_that_fails_in_a_redrive_becomes_the_failed_one(trouble):
+    """The head is handled, the next one fails with its own error and stays."""
+    trouble.faults.clear()
+    trouble.faults[trouble.positions[3]] = outbox.FailedAt(
+        trouble.runs_before[0], KeyError("customer")
+    )
+    parking.redrive(trouble.group, key="a")
+    parked = parking.list_parked(trouble.group, key="a").get()
+
+    assert (parked.position, parked.reason, parked.attempts) == (trouble.positions[3], "failed", 1)
+    assert parked.error_class == "builtins.KeyError"
+    assert parked.first_failed_at is not None
+
+
+def test_attempts_are_counted_on(trouble):
+    """In a redrive message.attempt continues where the workers stopped; a blocked one begins."""
+    trouble.faults.clear()
+    parking.redrive(trouble.group, key="a")
+
+    assert [message.attempt for message in trouble.runs] == [4, 1]
+    assert [message.replayed for message in trouble.runs] == [False, False]
+    assert trouble.runs[0].idempotency_key == f"scripted:{trouble.positions[0]}"
+
+
+def test_a_limit_ends_a_redrive(trouble):
+    """No more messages than the limit are tried."""
+    trouble.faults.clear()
+    redriven = parking.redrive(trouble.group, everything=True, limit=2)
+
+    assert (redriven.handled, redriven.remaining) == (2, 3)
+    assert len(trouble.runs) == 2
+
+
+def test_a_dry_run_changes_nothing(trouble):
+    """It says how many messages would be tried."""
+    before = list(ParkedMessage.objects.order_by("id").values())
+    planned = parking.redrive(trouble.group, everything=True, limit=4, dry_run=True)
+
+    assert (planned.handled, planned.remaining) == (4, 5)
+    assert list(ParkedMessage.objects.order_by("id").values()) == before
+    assert trouble.runs == []
+
+
+def test_a_redrive_needs_one_selection(trouble):
+    """None, two, or one that is empty is refused."""
+    with pytest.raises(OutboxError, match="Redrive one of"):
+        parking.redrive(trouble.group)
+    with pytest.raises(OutboxError, match="Redrive one of"):
+        parking.redrive(trouble.group, key="a", everything=True)
+    with pytest.raises(NotParked, match="with key 'z'"):
+        parking.redrive(trouble.group, key="z")
+    with pytest.raises(NotParked, match="at position 0"):
+        parking.redrive(trouble.group, position=0)
+
+
+def test_a_message_without_a_handler_is_skipped(trouble):
+    """A handler that was removed meanwhile: the message leaves the queue as any other would."""
+    trouble.group._routes.clear()
+    redriven = parking.redrive(trouble.group, key="a")
+
+    assert redriven == parking.Redriven(0, 2, (), 0)
+    assert trouble.cursor().skipped == 2
+    assert account("scripted") == (6, 6)
+
+
+def test_a_failing_redrive_leaves_no_effect(trouble):
+    """What the handler wrote is undone, also when only a deferred constraint refuses it."""
+    trouble.faults.clear()
+
+    def handle(payload, message):
+        trouble.handle(payload, message)
+        OrderLine.objects.create(order_id=999)
+
+    trouble.do(handle)
+    redriven = parking.redrive(trouble.group, key="a")
+
+    assert redriven.failed[0].error.startswith("IntegrityError")
+    assert trouble.effects() == [trouble.positions[5]]
+    assert not Order.objects.exists()
+
+
+def test_a_discarded_message_is_gone_and_recorded(trouble):
+    """It is counted as skipped; who dropped it, what and why stands in the operators' actions."""
+    discarded = parking.discard(
+        trouble.group, trouble.positions[0], reason="test order", actor="ann"
+    )
+    action = OperatorAction.objects.get()
+    trouble.faults.clear()
+    parking.redrive(trouble.group, key="a")
+
+    assert (discarded.key, discarded.remaining) == ("a", 1)
+    assert (action.actor, action.action, action.group) == ("ann", "discard", "scripted")
+    assert action.details["reason"] == "test order"
+    assert action.details["old"]["position"] == trouble.positions[0]
+    assert action.details["old"]["error"] == "no such order"
+    assert trouble.effects()[1:] == [trouble.positions[3]]
+    assert (trouble.cursor().skipped, trouble.cursor().parked) == (1, 3)
+    assert account("scripted") == (6, 6)
+
+
+def test_only_a_parked_message_can_be_discarded(trouble):
+    """Another position is refused, and nothing is recorded."""
+    with pytest.raises(NotParked):
+        parking.discard(trouble.group, trouble.positions[5], reason="a mistake")
+
+    assert not OperatorAction.objects.exists()
+
+
+def test_a_redrive_waits_for_the_batch_in_hand(trouble, background, connect):
+    """While a worker holds the range, a redrive waits; nothing is handled twice."""
+    trouble.faults.clear()
+    observer = connect()
+    with transaction.atomic():
+        Cursor.objects.select_for_update().get(group="scripted")
+        redrive = background(redrive_everything, trouble.group)
+        wait_until(lambda: waiting_for_locks(observer))
+        meanwhile = list(trouble.runs)
+
+    assert redrive.result().handled == 5
+    assert meanwhile == []
+
+
+def redrive_everything(group):
+    return parking.redrive(group, everything=True)
+
+
+def test_what_is_parked_before_a_reset_point_is_not_counted_again(trouble):
+    """Messages parked below the position that counting starts from leave the count alone."""
+    Cursor.objects.filter(group="scripted").update(
+        base_position=trouble.positions[-1], processed=0, skipped=0
+    )
+    trouble.faults.clear()
+    parking.redrive(trouble.group, key="a")
+    parking.discard(trouble.group, trouble.positions[1], reason="a test")
+
+    assert account("scripted") == (0, 0)
+    assert trouble.cursor().parked == 2
+
+
+def test_redrives_race_with_workers_and_publishers(script, background):
+    """A key is parked, redriven by two at once while two workers handle the same range and a
+    publisher adds to the key: each message is handled once and in order, round after round."""
+    billing = script(retry=outbox.Retry(max_attempts=1))
+    end, start = threading.Event(), threading.Barrier(2)
+    published = []
+
+    def work():
+        worker = Worker([billing.group], batch_size=3)
+        while not end.is_set():
+            if not worker.run_once():
+                end.wait(0.001)
+
+    def add():
+        for _ in range(5):
+            published.extend(publish("a", "b", "a"))
+
+    def redrive():
+        start.wait(30)
+        while parking.list_parked(billing.group).exists():
+            redrive_everything(billing.group)
+
+    workers = [background(work) for _ in range(2)]
+    try:
+        for _ in range(ROUNDS):
+            billing.faults["a"] = ValueError()
+            published.extend(publish("a", "a"))
+            wait_until(lambda: len(billing.parked()) >= 2)
+            publisher, others = background(add), [background(redrive) for _ in range(2)]
+            billing.faults.clear()
+            for thread in (publisher, *others):
+                thread.result()
+            wait_until(lambda: Effect.objects.count() == len(published))
+            check_order(published)
+            start.reset()
+    finally:
+        end.set()
+    for worker in workers:
+        worker.result()
+
+    assert billing.parked() == []
+    assert account("scripted") == (len(published), len(published))
+
+
+def check_order(published):
+    effects = list(Effect.objects.order_by("id").values_list("key", "position"))
+    assert sorted(position for _, position in effects) == sorted(published)
+    for key, of_key in itertools.groupby(sorted(effects, key=lambda each: each[0]), lambda e: e[0]):
+        positions = [position for _, position in of_key]
+        assert positions == sorted(positions), f"key {key} out of order"
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_crash_counts_as_a_failed_attempt(script, attempts):
+    """What a dead worker had in hand is tried again, and parked when the tries are used up."""
+    billing = script()
+    positions = publish("a", "a", "b")
+    Worker([billing.group]).register()
+    cursor = billing.cursor()
+    recorded = [
+        parking.record_crash(cursor.id, positions[0], "killed by SIGSEGV") for _ in range(attempts)
+    ]
+    parked = billing.parked()
+    error = billing.cursor().last_error
+    billing.drain()
+
+    assert all(recorded)
+    if attempts == 1:
+        assert "WorkerDied" in error and "SIGSEGV" in error
+        assert [message.attempt for message in billing.runs] == [2, 1, 1]
+    else:
+        assert parked == [(positions[0], "failed")]
+        assert billing.effects() == positions[2:]
+        assert parking.list_parked("scripted")[0].error_class == "outbox.exceptions.WorkerDied"
+    assert account("scripted") == (3, 3)
+
+
+def test_a_crash_in_the_middle_of_a_batch_blames_the_message_in_hand(script):
+    """The messages before it are handled first and stay, whatever becomes of it."""
+    billing = script(retry=outbox.Retry(max_attempts=2, base=0))
+    positions = publish("a", "b", "c", "d")
+    Worker([billing.group]).register()
+    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    not_parked_yet = billing.parked()
+    Worker([billing.group]).run_once()
+    before = billing.effects()
+    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    billing.drain()
+
+    assert not_parked_yet == []
+    assert before == positions[:2]
+    assert billing.parked() == [(positions[2], "failed")]
+    assert billing.effects() == [positions[0], positions[1], positions[3]]
+    assert billing.times()[positions[0]] == 1
+    assert account("scripted") == (4, 4)
+
+
+def test_a_crash_in_a_batch_handler_parks_no_innocent_message(script):
+    """The first message of the call is only suspected: then they are handled one by one, and the
+    one that kills the worker alone is given up."""
+    billing = script(batch=True, retry=outbox.Retry(max_attempts=1))
+    positions = publish("a", "b", "c")
+    Worker([billing.group]).register()
+    cursor = billing.cursor()
+    parking.record_crash(cursor.id, positions[0], "killed by SIGKILL")
+    after_the_first = billing.parked()
+    parking.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    Worker([billing.group]).run_once()
+    parking.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    billing.drain()
+
+    assert after_the_first == []
+    assert billing.parked() == [(positions[1], "failed")]
+    assert billing.effects() == [positions[0], positions[2]]
+    assert account("scripted") == (3, 3)
+
+
+def test_a_crash_of_the_past_changes_nothing(script):
+    """When the cursor is beyond the message, or gone, nothing is counted."""
+    billing = script()
+    (position,) = publish("a")
+    billing.drain()
+    before = list(Cursor.objects.values())
+    outcomes = [
+        parking.record_crash(billing.cursor().id, position, "killed by SIGKILL"),
+        parking.record_crash(0, position, "killed by SIGKILL"),
+    ]
+
+    assert outcomes == [False, False]
+    assert list(Cursor.objects.values()) == before
+
+
+def test_a_crash_under_a_lease_needs_its_holder(script):
+    """While a live process holds the lease, another one's death changes nothing; the holder's own
+    death ends the lease."""
+    billing = script(delivery="at_least_once")
+    (position,) = publish("a")
+    worker = Worker([billing.group])
+    worker.register()
+    with transaction.atomic():
+        claim = cursors.claim([billing.group], position, "default")
+        cursors.lease(claim, 3600, "default")
+    of_another = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=1)
+    of_the_holder = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=os.getpid())
+
+    assert (of_another, of_the_holder) == (False, True)
+    assert billing.cursor().leased_until is None
+    assert billing.cursor().attempts == 1
+
+
+def test_no_look_for_parked_keys_while_nothing_is_parked(script, monkeypatch):
+    """The check costs a batch nothing unless the range has a parked message."""
+    billing = script()
+    looked = []
+    look = dispatcher.parked_messages.blocked_keys
+    monkeypatch.setattr(
+        dispatcher.parked_messages,
+        "blocked_keys",
+        lambda *arguments: looked.append(1) or look(*arguments),
+    )
+    publish("a", "b")
+    billing.drain()
+    before = len(looked)
+    (bad,) = publish("c")
+    billing.faults[bad] = ValueError()
+    billing.drain()
+    publish("d")
+    billing.drain()
+
+    assert before == 0
+    assert len(looked) == 1
+    assert connection.get_autocommit()
