@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import connections, transaction
 
-from . import message_log
+from . import events, message_log
 from .exceptions import StaleClaim
 from .groups import ConsumerGroup
+from .groups import get as get_group
+from .idle_ranges import IdleRanges
 from .queries import statement
 
 SLOTS = 32768
-IDLE_GAP = 2000
+IDLE_GAP = 10_000
 """Positions a range without messages may lag behind before it is moved to the horizon."""
 RATE_SECONDS = 30.0
 """Time constant of a range's average rate."""
@@ -37,20 +41,60 @@ class Claim:
     slot_to: int
     position: int
     generation: int
+    lease_token: int
     seen_position: int
     parked: int
+    """How many messages of the range are parked; 0 saves the look for their keys."""
     attempts: int
+    failed_position: int | None
+    """The message that `attempts` and `failing_seconds` are about."""
     rate: float
     """Messages per second, averaged over the last half minute or so."""
     idle_seconds: float
     """Since its last commit."""
     failing_seconds: float | None
-    """Since the first failure of the message at hand; None when it has not failed."""
+    """Since the first failure of the failed message; None when none has failed."""
+    until: int = 0
+    """Up to which position this batch may move the range, at most the horizon."""
 
     @property
     def slots(self) -> tuple[int, int]:
         """First and last slot, both inclusive."""
         return self.slot_from, self.slot_to
+
+    def message(self, row: message_log.Row) -> events.Message:
+        """Return a row of the range as its handler sees it."""
+        position, key, type_name, payload, headers, created_at = row
+        return events.Message(
+            position,
+            self.channel,
+            key,
+            type_name,
+            self.attempts + 1 if position == self.failed_position else 1,
+            position <= self.seen_position,
+            self.group,
+            payload,
+            headers,
+            created_at,
+        )
+
+    def attempts_at(self, position: int) -> int:
+        """Return how many recorded attempts at a position have failed."""
+        return self.attempts if position == self.failed_position else 0
+
+    def failing_seconds_at(self, position: int) -> float:
+        """Return the seconds since the first failed attempt of a message; 0 when there is none."""
+        return (self.failing_seconds or 0.0) if position == self.failed_position else 0.0
+
+    def after(self, change: Advance, seconds: float) -> Claim:
+        """Return the claim as it stands after an advance, `seconds` after the one before."""
+        return dataclasses.replace(
+            self,
+            position=change.position,
+            parked=self.parked + change.parked,
+            rate=_rate(self, change.count),
+            idle_seconds=seconds,
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,9 +106,11 @@ class Advance:
     skipped: int = 0
     parked: int = 0
     attempts: int = 0
+    failed_position: int | None = None
     retry_delay: float | None = None
     """Seconds until the next message of the range may be tried; None: at once."""
-    last_error: str = ""
+    last_error: str | None = ""
+    """None keeps the text that is there."""
 
     @property
     def count(self) -> int:
@@ -106,44 +152,60 @@ def slot_ranges(count: int) -> list[tuple[int, int]]:
     return [(edges[index], edges[index + 1] - 1) for index in range(count)]
 
 
-def claim(groups: Sequence[ConsumerGroup], horizon: int, using: str) -> Claim | None:
-    """Lock the least recently served cursor that has a message up to `horizon`, if any.
+def claim(
+    groups: Sequence[ConsumerGroup], horizon: int, using: str, idle: IdleRanges | None = None
+) -> Claim | None:
+    """Lock a cursor that has something to do up to `horizon`, if any.
 
-    Skips cursors that others hold, and those that are paused, leased or backing off.
-    Must run inside a transaction, which keeps the lock.
+    The first of `groups` that has one, and in it the least recently served. Skips cursors that
+    others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
+    and adds to them what it finds. Must run inside a transaction, which keeps the lock.
     """
+    idle = IdleRanges() if idle is None else idle
     pairs = [(group.name, channel) for group in groups for channel in group.channels]
-    parameters = {
+    parameters: dict[str, Any] = {
         "groups": [name for name, _ in pairs],
         "channels": [channel for _, channel in pairs],
         "horizon": horizon,
+        **idle.parameters(),
     }
     with connections[using].cursor() as cursor:
         cursor.execute(statement("claim_cursor"), parameters)
-        row = cursor.fetchone()
-    return Claim(*row) if row else None
+        rows = cursor.fetchall()
+    for is_idle, *row in rows:
+        found = Claim(*row)
+        if not is_idle:
+            return found
+        if idle.horizon == horizon:
+            idle.add(found.id, found.generation, found.channel, found.slots)
+    return None
 
 
-def advance(claim: Claim, change: Advance, using: str) -> None:
+def advance(claim: Claim, change: Advance, using: str, lease: float | None = None) -> None:
     """Write what a batch did to its cursor, in the transaction of the batch.
 
-    Raises StaleClaim when the cursor was moved or reshaped since the claim.
+    `lease`: seconds for which a leased range stays leased from now on; None ends the lease.
+
+    Raises StaleClaim when the cursor was moved, reshaped or taken over since the claim.
     """
     parameters: dict[str, Any] = {
         "id": claim.id,
         "generation": claim.generation,
+        "lease_token": claim.lease_token,
         "position": change.position,
         "processed": change.processed,
         "skipped": change.skipped,
         "parked": change.parked,
         "rate": _rate(claim, change.count),
         "attempts": change.attempts,
+        "failed_position": change.failed_position,
         "retry_delay": change.retry_delay,
         "last_error": change.last_error,
+        "lease": lease,
     }
     with connections[using].cursor() as cursor:
         cursor.execute(statement("advance_cursor"), parameters)
-        if cursor.rowcount != 1:
+        if not cursor.fetchone()[0]:
             raise StaleClaim(cursor=claim.id)
 
 
@@ -153,17 +215,55 @@ def _rate(claim: Claim, count: int) -> float:
     return claim.rate * kept + count * (1 - kept) / seconds
 
 
-def settle(groups: Sequence[ConsumerGroup], horizon: int, using: str) -> int:
-    """Move ranges that have nothing up to `horizon` there, and return how many moved.
+def lock(cursor_id: int, using: str) -> tuple[Claim, str | None] | None:
+    """Lock a cursor row until commit; return it and the holder of its lease, None if it is gone.
+
+    Must run inside a transaction; waits for the batch in hand.
+    """
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement("lock_cursor"), {"id": cursor_id})
+        row = cursor.fetchone()
+    return (Claim(*row[:-1]), row[-1]) if row else None
+
+
+def holder(pid: int | None = None) -> str:
+    """Return the name under which a process of this machine holds leases; this one by default."""
+    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
+
+
+def lease(claim: Claim, seconds: float, using: str) -> Claim:
+    """Lease a claimed range, so that it stays claimed after the commit; return the new claim."""
+    parameters: dict[str, Any] = {"id": claim.id, "lease": seconds, "holder": holder()}
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement("take_lease"), parameters)
+        return dataclasses.replace(claim, lease_token=int(cursor.fetchone()[0]))
+
+
+def renew(claim: Claim, seconds: float | None, using: str) -> None:
+    """Extend the lease of a range to `seconds` from now; None ends it.
+
+    Raises StaleClaim when the lease was given up or taken over.
+    """
+    parameters: dict[str, Any] = {
+        "id": claim.id,
+        "generation": claim.generation,
+        "lease_token": claim.lease_token,
+        "lease": seconds,
+    }
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement("renew_lease"), parameters)
+        if cursor.rowcount != 1:
+            raise StaleClaim(cursor=claim.id)
+
+
+def settle(idle: IdleRanges, using: str) -> int:
+    """Move ranges that are known to be idle to their horizon, and return how many moved.
 
     Only those that lag by more than `IDLE_GAP` positions: it keeps the search for pending
     messages short without a write per message.
     """
-    parameters = {
-        "groups": [group.name for group in groups],
-        "horizon": horizon,
-        "idle_gap": IDLE_GAP,
-    }
+    parameters: dict[str, Any] = {"horizon": idle.horizon, "idle_gap": IDLE_GAP}
+    parameters |= idle.parameters()
     with connections[using].cursor() as cursor:
         cursor.execute(statement("settle_cursors"), parameters)
         return int(cursor.rowcount)
@@ -175,3 +275,13 @@ def next_retry(groups: Sequence[ConsumerGroup], using: str) -> float | None:
         cursor.execute(statement("next_retry"), {"groups": [group.name for group in groups]})
         seconds = cursor.fetchone()[0]
     return None if seconds is None else max(0.0, float(seconds))
+
+
+def known_group(group: ConsumerGroup | str, using: str) -> str:
+    """Return the name of a group that is declared or has a cursor; raises UnknownGroup."""
+    if isinstance(group, ConsumerGroup):
+        return group.name
+    with connections[using].cursor() as cursor:
+        cursor.execute(statement("has_cursor"), {"group": group})
+        has_cursor = cursor.fetchone()[0]
+    return group if has_cursor else get_group(group).name

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from . import cursors, dispatcher, driver, message_log
+from . import cursors, dispatcher, driver, leases, message_log
 from . import groups as group_registry
+from .batches import Batch
 from .conf import settings
-from .dispatcher import Batch
 from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
+from .idle_ranges import IdleRanges
 from .queries import statement
 from .wakeups import Wakeups
 
@@ -33,6 +36,7 @@ class Worker:
     `groups`: the groups or their names. `using`: the database alias. `batch_size`: most
     messages in a batch; the setting `BATCH_SIZE` when left out. `wakeups`: how to wait;
     by default as the settings say. `count_own_floor`: see `message_log.horizon`.
+    `each_turn`: called at every turn of the loop, also while there is nothing to do.
     """
 
     def __init__(
@@ -43,29 +47,37 @@ class Worker:
         batch_size: int | None = None,
         wakeups: Wakeups | None = None,
         count_own_floor: bool = True,
+        each_turn: Callable[[], object] | None = None,
     ) -> None:
         self.groups = [group_registry.get(g) if isinstance(g, str) else g for g in groups]
         self.using = using
         self.batch_size = batch_size or settings().batch_size
         self.wakeups = wakeups or Wakeups(self.groups, using)
         self.count_own_floor = count_own_floor
+        self.each_turn = each_turn or (lambda: None)
         self.handled = 0
         """Messages moved past since this worker began."""
         self.horizon = 0
         self._horizon_is_used_up = True
+        self._is_registered = False
+        self._raw: Any = None
         self._settled_at = 0
+        self._idle = IdleRanges()
+        self._turns = list(self.groups)
         self._stopping = False
         self._by_name = {group.name: group for group in self.groups}
         self._suspects: dict[int, int] = {}
         """Cursor id -> position up to which a batch failed at its commit."""
 
-    # waiting -> claimed -> dispatched -> committed
-    #                   |-> failed: rolled back, its range backs off in the database
+    # waiting -> claimed -> dispatched -> committed, what was given up parked
+    #                                 |-> failed: its range backs off in the database
     def run_once(self) -> int | None:
         """Handle one batch of one range and return how many messages it moved past.
 
         None when nothing is pending; 0 when the next message failed and its range backs off.
         """
+        if not self._is_registered:
+            self.register()
         moved = None if self._horizon_is_used_up else self._serve()
         if moved is None:
             self._read_horizon()
@@ -77,6 +89,7 @@ class Worker:
     def register(self) -> None:
         """Create the cursors that the groups lack."""
         cursors.register(self.groups, self.using)
+        self._is_registered = True
 
     def drain(self, max_messages: int | None = None) -> int:
         """Handle what is pending and return how many messages were moved past.
@@ -84,7 +97,6 @@ class Worker:
         Stops early after `max_messages` or `stop()`. A message that failed and backs off is
         not waited for.
         """
-        self.register()
         before = self.handled
         while self._may_go_on(max_messages) and self.run_once() is not None:
             pass
@@ -109,7 +121,7 @@ class Worker:
                     self.wakeups.stay_awake()
                 outage.end()
             except (ConnectionLost, OperationalError, InterfaceError) as error:
-                if not self._is_lost():
+                if not self._is_lost(error):
                     raise
                 self._disconnect()
                 is_known = False
@@ -122,18 +134,33 @@ class Worker:
         self.wakeups.interrupt()
 
     def _may_go_on(self, max_messages: int | None) -> bool:
+        self.each_turn()
         return not self._stopping and (max_messages is None or self.handled < max_messages)
 
     def _introduce(self) -> None:
         with connections[self.using].cursor() as cursor:
-            name = "outbox:" + ",".join(self._by_name)
-            cursor.execute(statement("set_application_name"), {"name": name[:63]})
+            cursor.execute(statement("set_application_name"), {"name": self._application_name()})
+        with contextlib.suppress(DatabaseError), connections[self.using].cursor() as cursor:
+            cursor.execute(statement("notice_dead_clients"))
         self.register()
 
+    def _application_name(self) -> str:
+        """Return which groups and who, in the 63 bytes that the server keeps."""
+        host, _, pid = cursors.holder().rpartition(":")
+        who = f" {host[:24]}:{pid}"
+        groups = "outbox:" + ",".join(self._by_name)
+        room = 63 - len(who.encode())
+        if len(groups.encode()) > room:
+            groups = groups.encode()[: room - 3].decode(errors="ignore") + "..."
+        return groups + who
+
     def _read_horizon(self) -> None:
+        connections[self.using].ensure_connection()
+        self._raw = connections[self.using].connection
         self.horizon = message_log.horizon(self.using, count_own_floor=self.count_own_floor)
-        if self.horizon - self._settled_at > cursors.IDLE_GAP:
-            cursors.settle(self.groups, self.horizon, self.using)
+        self._idle.look(self.horizon, self.using)
+        if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
+            cursors.settle(self._idle, self.using)
             self._settled_at = self.horizon
 
     def _serve(self) -> int | None:
@@ -145,58 +172,62 @@ class Worker:
                 batch = self._claim()
                 if batch is None:
                     return None
-                moved = self._handle(batch)
-        except DatabaseError as error:
-            if batch is None or self._is_lost():
+                moved = 0 if batch.is_leased else self._handle(batch)
+        except Exception as error:
+            is_database_error = isinstance(error, DatabaseError)
+            if is_database_error and self._is_lost(error):
                 raise
-            return 0 if committed else self._suspect(batch, error)
-        except Exception:
-            if not committed:
+            if committed:
+                logger.exception("a function registered with on_commit() raised; the batch is kept")
+            elif is_database_error and batch is not None and not batch.is_leased:
+                return self._suspect(batch, error)
+            else:
                 raise
-            logger.exception("a function registered with on_commit() raised; the batch is kept")
+        if batch is not None and batch.is_leased:
+            moved = leases.deliver(batch, lambda: not self._stopping)
         return moved
 
     def _claim(self) -> Batch | None:
-        claim = cursors.claim(self.groups, self.horizon, self.using)
+        claim = cursors.claim(self._turns, self.horizon, self.using, self._idle)
         if claim is None:
             return None
+        group = self._by_name[claim.group]
+        self._turns.sort(key=lambda each: each is group)
         rows = message_log.read(
             self.using,
             claim.channel,
             after=claim.position,
-            until=self.horizon,
+            until=claim.until,
             slots=claim.slots,
             most=self.batch_size,
         )
-        batch = Batch(self._by_name[claim.group], claim, rows, self.using)
+        until = rows[-1][0] if len(rows) == self.batch_size else claim.until
+        batch = Batch(group, claim, rows, until, self.using)
         batch.check_constraints = claim.position < self._suspects.get(claim.id, 0)
+        if batch.is_leased:
+            batch.claim = cursors.lease(claim, group.lease, self.using)
         return batch
 
     def _handle(self, batch: Batch) -> int:
         dispatcher.dispatch(batch)
-        return self._advance(batch)
+        return dispatcher.conclude(batch).count
 
-    def _advance(self, batch: Batch) -> int:
-        was_full = len(batch.rows) == self.batch_size
-        change = dispatcher.outcome(batch, self.horizon, was_full)
-        cursors.advance(batch.claim, change, self.using)
-        if batch.failure is not None:
-            _log_failure(batch, change)
-        return change.count
-
-    def _suspect(self, batch: Batch, error: DatabaseError) -> int:
+    def _suspect(self, batch: Batch, error: Exception) -> int:
         """After a failed commit look closer at its messages; if that was done, back off."""
         if not batch.check_constraints:
-            self._suspects[batch.claim.id] = batch.rows[-1][0]
+            self._suspects[batch.claim.id] = batch.until
             return 0
-        batch.handled, batch.skipped, batch.failure = 0, 0, error
         with transaction.atomic(using=self.using):
-            return self._advance(batch)
+            return dispatcher.back_off(batch, error).count
 
-    def _is_lost(self) -> bool:
-        return driver.is_lost(connections[self.using].connection) or self.wakeups.is_lost()
+    def _is_lost(self, error: Exception) -> bool:
+        """Tell a lost connection from another error; Django may have made a new one already."""
+        raw = connections[self.using].connection
+        is_other = raw is not self._raw or driver.is_lost(raw)
+        return isinstance(error, ConnectionLost) or is_other or self.wakeups.is_lost()
 
     def _disconnect(self) -> None:
+        self._horizon_is_used_up = True
         self.wakeups.close()
         connections[self.using].close()
 
@@ -221,31 +252,11 @@ class Outage:
         if self.limit is not None and now - self.began >= self.limit:
             raise ConnectionLost(f"the database was away for {now - self.began:.0f} s") from error
         self.tries += 1
-        return random.uniform(0.5, 1) * min(LONGEST_RECONNECT, 0.1 * 2 ** min(self.tries, 10))
+        longest = min(LONGEST_RECONNECT, 0.1 * 2.0 ** min(self.tries, 10))
+        return random.uniform(0.5, 1) * longest
 
     def end(self) -> None:
         """Note that the database answers."""
         if self.began is not None:
-            logger.warning(
-                "the database is back after %.1f s", time.monotonic() - self.began
-            )
+            logger.warning("the database is back after %.1f s", time.monotonic() - self.began)
             self.began, self.tries = None, 0
-
-
-def _log_failure(batch: Batch, change: cursors.Advance) -> None:
-    message = batch.message(batch.handled)
-    logger.warning(
-        "%s failed at %s (attempt %d, next try in %.1f s): %s",
-        message.group,
-        message.position,
-        change.attempts,
-        change.retry_delay or 0,
-        change.last_error,
-        exc_info=batch.failure,
-        extra={
-            "group": message.group,
-            "channel": message.channel,
-            "position": message.position,
-            "attempt": change.attempts,
-        },
-    )

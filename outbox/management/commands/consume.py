@@ -1,56 +1,156 @@
-"""`manage.py consume GROUP…`: run a worker."""
+"""`manage.py consume GROUP…`: handle messages, in this process or in several.
+
+Exit codes: see `lifeline.Exit`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import signal
-from argparse import ArgumentParser
+import sys
+import threading
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
+from django.utils import autoreload
 
-from outbox import groups
+from outbox import groups, in_hand, parking
 from outbox.exceptions import OutboxError
+from outbox.in_hand import InHand
+from outbox.lifeline import SIGNALS, Exit, Lifeline
+from outbox.pulse import Pulse
+from outbox.supervisor import Supervisor
 from outbox.wakeups import Wakeups
 from outbox.worker import Worker
+
+logger = logging.getLogger("outbox.worker")
 
 
 class Command(BaseCommand):
     help = "Handle the messages of consumer groups until stopped."
+    is_command_line = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("groups", nargs="+", metavar="GROUP", help="consumer groups")
         parser.add_argument("--database", default="default", help="database alias")
-        parser.add_argument("--drain", action="store_true", help="handle what is pending and exit")
-        parser.add_argument("--max-messages", type=positive, help="exit after that many messages")
-        parser.add_argument("--batch-size", type=positive, help="most messages in a transaction")
-        parser.add_argument("--poll-interval", type=seconds, help="longest sleep, in seconds")
-        parser.add_argument(
-            "--no-listen", action="store_true", help="poll only, for transaction poolers"
+        add = parser.add_argument_group("how long").add_argument
+        add("--drain", action="store_true", help="handle what is pending and exit")
+        add("--max-messages", type=positive, metavar="N", help="exit after that many messages")
+        add("--max-memory", type=positive, metavar="MB", help="exit when the process is larger")
+        add("--max-outage", type=seconds, metavar="S", help="give up after S without a database")
+        add("--grace", type=seconds, default=30.0, metavar="S", help="time to finish when stopped")
+        add = parser.add_argument_group("how").add_argument
+        add("--processes", type=positive, metavar="N", help="supervise N worker processes")
+        add("--batch-size", type=positive, metavar="N", help="most messages in a transaction")
+        add("--poll-interval", type=seconds, metavar="S", help="longest sleep")
+        add("--no-listen", action="store_true", help="poll only, for transaction poolers")
+        add(
+            "--reload",
+            action=BooleanOptionalAction,
+            help="start again when code changes (in DEBUG)",
         )
-        parser.add_argument(
-            "--max-outage", type=seconds, help="give up after that many seconds without a database"
-        )
+        add = parser.add_argument_group("watching it").add_argument
+        add("--heartbeat-file", type=Path, metavar="FILE", help="touch it while there is progress")
+        add("--state-file", type=Path, metavar="FILE", help="recognise what killed its predecessor")
+        add("--supervised", type=descriptors, help=SUPPRESS)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run as a program of its own, which can be started again in other processes."""
+        self.is_command_line = True
+        super().run_from_argv(argv)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run the worker in this process."""
-        self.check(tags=["outbox"], databases=[options["database"]])
+        """Run the workers; ends with an exit code other than 0 by SystemExit or CommandError."""
+        show_log(options["verbosity"])
+        is_reloading = self._check(options)
+        if is_reloading:
+            autoreload.run_with_reloader(self._end_process, options)
+        if code := self._start(options):
+            sys.exit(code)
+
+    def _check(self, options: dict[str, Any]) -> bool:
+        """Refuse what cannot be; tell whether to watch the code."""
         try:
-            worker = self._worker(options)
+            for name in options["groups"]:
+                groups.get(name)
         except OutboxError as error:
-            raise CommandError(str(error), returncode=2) from error
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.stop())
-        if options["drain"]:
-            worker.drain(options["max_messages"])
-        else:
-            worker.run(
-                max_messages=options["max_messages"], max_outage=options["max_outage"]
+            raise CommandError(str(error), returncode=Exit.USAGE) from error
+        if options["supervised"]:
+            return False
+        self.check(tags=["outbox"], databases=[options["database"]])
+        refusals = {
+            "--reload watches for ever: leave out --drain": options["reload"] and options["drain"],
+            "--processes and --reload start the command line again: use them there": (
+                options["processes"] or options["reload"]
             )
-        if options["verbosity"] > 0:
+            and not self.is_command_line,
+            "--state-file is for one process: --processes does the same without": options[
+                "processes"
+            ]
+            and options["state_file"],
+            "--processes needs a POSIX system": options["processes"] and os.name != "posix",
+        }
+        for text, applies in refusals.items():
+            if applies:
+                raise CommandError(text, returncode=Exit.USAGE)
+        is_default = settings.DEBUG and self.is_command_line and not options["drain"]
+        return is_default if options["reload"] is None else bool(options["reload"])
+
+    def _end_process(self, options: dict[str, Any]) -> None:
+        """Run in the reloader's thread, which does not end the process by itself."""
+        code = self._start(options)
+        logging.shutdown()
+        os._exit(code)
+
+    def _start(self, options: dict[str, Any]) -> int:
+        if options["supervised"] or not options["processes"]:
+            return self._work(options)
+        return Supervisor(
+            autoreload.get_child_arguments(),
+            options["processes"],
+            using=options["database"],
+            grace=options["grace"],
+            is_drain=options["drain"],
+            heartbeat_file=options["heartbeat_file"],
+        ).run()
+
+    def _work(self, options: dict[str, Any]) -> int:
+        parent, shared = options["supervised"] or (None, None)
+        record = in_hand.keep(shared) if shared is not None else None
+        if options["state_file"]:
+            record = take_over(options["state_file"], options["database"])
+        if record is not None:
+            record.begin()
+        pulse = Pulse(
+            record,
+            heartbeat_file=None if options["supervised"] else options["heartbeat_file"],
+            max_memory=options["max_memory"],
+        )
+        worker = self._worker(options)
+        pulse.attach(worker)
+        try:
+            with stopping(worker, options["grace"], parent, record):
+                if options["drain"]:
+                    worker.drain(options["max_messages"])
+                else:
+                    worker.run(
+                        max_messages=options["max_messages"], max_outage=options["max_outage"]
+                    )
+        except OutboxError as error:
+            raise CommandError(str(error)) from error
+        if options["verbosity"] > 0 and not options["supervised"]:
             self.stderr.write(f"{worker.handled} messages handled")
+        return Exit.MEMORY if pulse.is_full else Exit.DONE
 
     def _worker(self, options: dict[str, Any]) -> Worker:
-        chosen = [groups.get(name) for name in options["groups"]]
+        chosen = [groups.get(name) for name in dict.fromkeys(options["groups"])]
         wakeups = Wakeups(
             chosen,
             options["database"],
@@ -65,6 +165,57 @@ class Command(BaseCommand):
         )
 
 
+@contextlib.contextmanager
+def stopping(
+    worker: Worker, grace: float, parent: int | None, record: InHand | None
+) -> Iterator[None]:
+    """Let signals and the parent's death stop a worker, where this thread can receive signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+    elif os.name == "posix":
+        last_words = record.clear if record is not None else lambda: None
+        with Lifeline(worker.stop, grace=grace, parent=parent, last_words=last_words):
+            yield
+    else:
+        handlers = {number: signal.signal(number, lambda *_: worker.stop()) for number in SIGNALS}
+        yield
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def take_over(path: Path, using: str) -> InHand:
+    """Keep what is in hand in a file, after blaming what its last user had in hand to the end."""
+    import fcntl
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CommandError(
+            f"{path} is in use by another process: give each its own --state-file",
+            returncode=Exit.USAGE,
+        ) from error
+    record = in_hand.keep(fd)
+    last = record.read()
+    if last.position:
+        reason = "the process ended and left no word why"
+        try:
+            parking.record_crash(last.cursor, last.position, reason, pid=last.pid, using=using)
+        except DatabaseError:
+            logger.exception("the message at %d may have ended the last worker", last.position)
+    return record
+
+
+def show_log(verbosity: int) -> None:
+    """Write the outbox's log to stderr when the project has configured no log at all."""
+    log = logging.getLogger("outbox")
+    if verbosity > 0 and not log.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
 def positive(text: str) -> int:
     """Return a whole number above 0."""
     if (number := int(text)) < 1:
@@ -77,3 +228,9 @@ def seconds(text: str) -> float:
     if (number := float(text)) <= 0:
         raise ValueError(text)
     return number
+
+
+def descriptors(text: str) -> tuple[int, int]:
+    """Return the two file descriptors that a supervisor hands over."""
+    parent, _, shared = text.partition(",")
+    return int(parent), int(shared)

@@ -1,0 +1,103 @@
+"""What a worker process has in hand, written where another process can read it.
+
+A worker that dies in a handler cannot record the failure. So before each call it stores the
+message's position in memory that is shared through a file; whoever outlives it reads there what
+killed it. Nothing is written when nobody asked for it with `keep`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+Note = Callable[[int, float | None], None]
+
+SIZE = 64
+CURSOR, POSITION, TIMEOUT, CALLS, BEATS, HANDLED, PID = range(7)
+
+
+class State(NamedTuple):
+    """The numbers as they are now."""
+
+    cursor: int
+    position: int
+    """Of the message in a handler, the first one for a batch handler; 0 for none."""
+    timeout: int
+    """Milliseconds that the handler may take; 0 for no limit."""
+    calls: int
+    """Changes with every call of a handler."""
+    beats: int
+    """Changes with every turn of the worker's loop."""
+    handled: int
+    """Messages moved past since the process began."""
+    pid: int
+
+
+class InHand:
+    """The shared numbers; one process writes them. `fd`: a file open for reading and writing."""
+
+    def __init__(self, fd: int) -> None:
+        if os.fstat(fd).st_size < SIZE:
+            os.ftruncate(fd, SIZE)
+        self._memory = mmap.mmap(fd, SIZE)
+        self._cells = memoryview(self._memory).cast("q")
+
+    def read(self) -> State:
+        """Return what is there now."""
+        return State(*self._cells[: PID + 1])
+
+    def begin(self) -> None:
+        """Forget what was there; the numbers are about this process from now on."""
+        self._memory[:] = bytes(SIZE)
+        self._cells[PID] = os.getpid()
+
+    def clear(self) -> None:
+        """Note that no message is in hand."""
+        self._cells[POSITION] = 0
+
+    def turn(self, handled: int) -> None:
+        """Note a turn of the worker's loop."""
+        self._cells[BEATS] += 1
+        self._cells[HANDLED] = handled
+
+    def noter(self, cursor_id: int) -> Note:
+        """Return the function that notes a call for a message of a cursor; position 0 ends it."""
+        cells = self._cells
+        cells[CURSOR] = cursor_id
+
+        def note(position: int, timeout: float | None) -> None:
+            cells[POSITION] = position
+            cells[TIMEOUT] = int(timeout * 1000) if timeout else 0
+            cells[CALLS] += 1
+
+        return note
+
+
+def new_file() -> int:
+    """Return a descriptor of a nameless file, in memory where the system can do that."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("outbox")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_own: InHand | None = None
+
+
+def keep(fd: int) -> InHand:
+    """Make this process note what it has in hand in a file; what the file held is still there."""
+    global _own
+    _own = InHand(fd)
+    return _own
+
+
+def noter(cursor_id: int) -> Note:
+    """Return the function that dispatching calls with each message and its time limit."""
+    return _nowhere if _own is None else _own.noter(cursor_id)
+
+
+def _nowhere(position: int, timeout: float | None) -> None:
+    """Nobody asked."""

@@ -1,0 +1,123 @@
+"""What ends a worker's process: signals, the end of its grace, the death of its parent.
+
+    running -> told to stop -> the batch in hand is done, or the grace is over
+
+A thread watches, because a handler may be deep in a call that lets no signal handler run. A
+process that leaves early drops its connection, and the server rolls the batch back.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+logger = logging.getLogger("outbox.worker")
+
+ORPHAN_GRACE = 2.0
+"""Seconds to finish the batch in hand after the parent's death, at most."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of `consume`; 128 plus the signal's number is a second signal."""
+
+    DONE = 0
+    ERROR = 1
+    USAGE = 2
+    MEMORY = 4
+    """The memory limit was reached: start it again."""
+    GRACE = 5
+    """The batch in hand was not done within the grace and is rolled back."""
+
+
+class Lifeline(threading.Thread):
+    """Calls `stop` when the process is told to stop or loses its parent, and ends it in the end.
+
+    `grace`: seconds until the process ends anyway, with exit code 5. `parent`: a file descriptor
+    that reads end-of-file once the parent is gone; then a second signal means nothing. Without
+    one a second signal ends the process at once. Use it as a context, in the main thread.
+    """
+
+    def __init__(
+        self,
+        stop: Callable[[], object],
+        *,
+        grace: float,
+        parent: int | None = None,
+        last_words: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(name="outbox-lifeline", daemon=True)
+        self.stop = stop
+        self.grace = grace
+        self.parent = parent
+        self.last_words = last_words
+        self._deadline: float | None = None
+        self._inbox, self._outbox = os.pipe()
+        os.set_blocking(self._outbox, False)
+
+    def __enter__(self) -> Lifeline:
+        self._handlers = {number: signal.signal(number, _wake) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._outbox, warn_on_full_buffer=False)
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        os.close(self._outbox)
+        self.join()
+        os.close(self._inbox)
+
+    def run(self) -> None:
+        """Watch until the process is done."""
+        watched = [self._inbox] if self.parent is None else [self._inbox, self.parent]
+        while True:
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self._leave(Exit.GRACE, "the grace period is over")
+            readable, _, _ = select.select(watched, [], [], left)
+            if self.parent in readable:
+                watched.remove(self.parent)
+                self._tell(min(self.grace, ORPHAN_GRACE))
+            if self._inbox in readable:
+                numbers = os.read(self._inbox, 64)
+                if not numbers:
+                    return
+                for number in numbers:
+                    self._hear(number)
+
+    def _hear(self, number: int) -> None:
+        if number not in SIGNALS:
+            return
+        if self._deadline is None:
+            self._tell(self.grace)
+        elif self.parent is None:
+            self._leave(128 + number, "told twice")
+
+    def _tell(self, grace: float) -> None:
+        deadline = time.monotonic() + grace
+        self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+        self.stop()
+
+    def _leave(self, code: int, why: str) -> None:
+        logger.warning("left at once, %s: the batch in hand is rolled back", why)
+        self.last_words()
+        logging.shutdown()
+        os._exit(code)
+
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    """The number arrives through the wakeup descriptor."""

@@ -1,0 +1,133 @@
+"""Output: tables for people, JSON for programs; data to stdout, narration to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from django.core.management.base import OutputWrapper
+from django.core.management.color import Style
+
+WIDTH = 100
+"""Columns that a table should fit into; text in its last and first column is cut for that."""
+NARROWEST = 12
+"""Characters that are left of a column in any case."""
+
+GOOD = ("ok",)
+BAD = ("failing", "stalled", "stopped", "fail")
+
+
+class Printer:
+    """Where a verb writes to. `as_json`: whether the caller asked for JSON."""
+
+    def __init__(
+        self, stdout: OutputWrapper, stderr: OutputWrapper, style: Style, as_json: bool
+    ) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self.style = style
+        self.as_json = as_json
+
+    def json(self, value: Any) -> None:
+        """Write one JSON document, on one line."""
+        self.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False))
+
+    def line(self, text: str = "") -> None:
+        """Write a line for people to stdout."""
+        self.stdout.write(text)
+
+    def note(self, text: str) -> None:
+        """Write a line of narration to stderr."""
+        self.stderr.write(text, lambda line: line)
+
+    def block(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Write labelled texts, one below the other; empty ones are left out."""
+        shown = [(label, text) for label, text in pairs if text]
+        width = max(len(label) for label, _ in shown)
+        for label, text in shown:
+            lines = textwrap.wrap(text, WIDTH - width - 2)
+            for name, line in zip([label, *[""] * len(lines)], lines, strict=False):
+                self.line(f"{name:<{width}}  {line}")
+
+    def table(self, header: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows below a header of column names; "<NAME" sets a column to the left."""
+        names = header.split()
+        left = [name.startswith("<") for name in names]
+        titles = [name.lstrip("<") for name in names]
+        cells = [[_text(value) for value in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
+        for column in (-1, 0):
+            surplus = sum(widths) + len(gap) * (len(widths) - 1) - WIDTH
+            if surplus > 0 and left[column]:
+                widths[column] = min(widths[column], max(NARROWEST, widths[column] - surplus))
+        for line in [titles, *cells]:
+            padded = [
+                _cut(cell, width).ljust(width) if is_left else cell.rjust(width)
+                for cell, width, is_left in zip(line, widths, left, strict=True)
+            ]
+            self.line(gap.join(map(self._coloured, padded)).rstrip())
+
+    def status(self, word: str) -> str:
+        """Return a status in its colour."""
+        return self._coloured(word)
+
+    def _coloured(self, cell: str) -> str:
+        colour = self._colour(cell.strip())
+        return colour(cell) if colour else cell
+
+    def _colour(self, word: str) -> Callable[[str], str] | None:
+        if word in GOOD:
+            return self.style.SUCCESS
+        if word in BAD:
+            return self.style.ERROR
+        return self.style.WARNING if word in FAIR else None
+
+
+FAIR = ("behind", "replaying", "paused", "warn")
+
+
+def ago(time: datetime.datetime | None) -> str:
+    """Return how long ago a time was, in one unit."""
+    if time is None:
+        return "never"
+    now = datetime.datetime.now(datetime.UTC)
+    seconds = max(0.0, (now - time).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def at_least(number: int, is_bound: bool) -> str:
+    """Return a count, with a plus sign when there may be more."""
+    return f"{number}+" if is_bound else str(number)
+
+
+def slots(first: int, last: int) -> str:
+    """Return a range of slots."""
+    return f"{first}-{last}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return " ".join(str(value).split()) or "-"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,163 @@
+"""Verbs for parked messages and for segments: parked, redrive, discard, segments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.db.models import QuerySet
+from django.forms.models import model_to_dict
+
+from outbox import actions, parking, segments
+from outbox.models import ParkedMessage
+
+from .printer import Printer, ago
+from .verb import Verb, positive
+
+
+class Parked(Verb):
+    """list the parked messages of a group"""
+
+    name = "parked"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("group", metavar="GROUP")
+        parser.add_argument("--key", metavar="K", help="only this key")
+        parser.add_argument("--limit", type=positive, metavar="N", help="the first so many")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write a line per message."""
+        found = parking.list_parked(options["group"], key=options["key"], using=options["database"])
+        print_parked(printer, found[: options["limit"]])
+
+
+class Redrive(Verb):
+    """handle parked messages again, in order; what fails again stays parked"""
+
+    name = "redrive"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("group", metavar="GROUP")
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--key", metavar="K", help="the messages of this key")
+        which.add_argument("--position", type=int, metavar="N", help="those of its key")
+        which.add_argument("--all", action="store_true", help="all of the group")
+        parser.add_argument("--limit", type=positive, metavar="N", help="most messages to try")
+        parser.add_argument("--dry-run", action="store_true", help="only count")
+        parser.add_argument("--reason", default="", help="is kept with the record of the change")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write how many succeeded, and what failed again."""
+        done = parking.redrive(
+            options["group"],
+            key=options["key"],
+            position=options["position"],
+            everything=options["all"],
+            limit=options["limit"],
+            dry_run=options["dry_run"],
+            using=options["database"],
+        )
+        if not options["dry_run"]:
+            actions.record(
+                "redrive",
+                options["group"],
+                using=options["database"],
+                old={name: options[name] for name in ("key", "position", "all")},
+                new={"handled": done.handled, "remaining": done.remaining},
+                reason=options["reason"],
+            )
+        if printer.as_json:
+            return printer.json(done)
+        printer.line(
+            f"{done.handled} handled, {done.skipped} skipped, {len(done.failed)} failed again, "
+            f"{done.remaining} parked still"
+        )
+        if done.failed:
+            printer.table(
+                "POSITION <CHANNEL <KEY <ERROR",
+                [[each.position, each.channel, each.key, each.error] for each in done.failed],
+            )
+
+
+class Discard(Verb):
+    """drop a parked message for good"""
+
+    name = "discard"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("group", metavar="GROUP")
+        parser.add_argument("--position", type=int, required=True, metavar="N")
+        parser.add_argument("--reason", required=True, help="is kept with the record of the change")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write what was dropped."""
+        dropped = parking.discard(
+            options["group"],
+            options["position"],
+            reason=options["reason"],
+            using=options["database"],
+        )
+        if printer.as_json:
+            return printer.json(dropped)
+        printer.line(f"{dropped.channel} {dropped.position} dropped")
+        if dropped.remaining:
+            printer.note(f"{dropped.remaining} messages of its key are parked still: redrive them.")
+
+
+class Segments(Verb):
+    """list the segments of the log, and add some ahead"""
+
+    name = "segments"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("--ahead", type=positive, metavar="N", help="see that N are ahead")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write a line per segment."""
+        using = options["database"]
+        if options["ahead"] is not None:
+            new = segments.create_ahead(options["ahead"], using)
+            printer.note(f"{len(new)} segments added.")
+        found = segments.list_segments(using)
+        if printer.as_json:
+            return printer.json(found)
+        printer.table(
+            "<SEGMENT FROM TO ROWS BYTES <USE",
+            [
+                [
+                    each.name,
+                    each.lower,
+                    each.upper and each.upper - 1,
+                    each.rows,
+                    each.bytes,
+                    each.use,
+                ]
+                for each in found
+            ],
+        )
+
+
+def print_parked(printer: Printer, messages: QuerySet[ParkedMessage]) -> None:
+    """Write parked messages; JSON holds all of their columns."""
+    if printer.as_json:
+        return printer.json([model_to_dict(each) for each in messages])
+    printer.table(
+        "POSITION <CHANNEL <KEY <TYPE <REASON ATTEMPTS PARKED <ERROR",
+        [
+            [
+                each.position,
+                each.channel,
+                each.key,
+                each.type,
+                each.reason,
+                each.attempts,
+                ago(each.parked_at),
+                f"{each.error_class.rpartition('.')[2]}: {each.error}" if each.error else None,
+            ]
+            for each in messages
+        ],
+    )

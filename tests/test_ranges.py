@@ -1,0 +1,502 @@
+"""Slot ranges that are split and merged while workers run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from django.db import connection, transaction
+from django.db.models import F
+
+import outbox
+from outbox import cursors, groups, parking, ranges, replay
+from outbox.exceptions import InvalidGroup, ScaleUnfinished
+from outbox.models import Cursor
+from outbox.worker import Worker
+from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
+from tests.contracts.harness import due_now, exhaust, handled, stored, value, worker
+from tests.shop.events import OrderPlaced
+from tests.shop.models import Effect, Fault
+from tests.support import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+FLIGHTS = Path(__file__).parent.parent / "examples/flights/data/flights-2013-01.csv.gz"
+LIVE_MESSAGES = int(os.environ.get("OUTBOX_TEST_FLIGHTS", "5000"))
+
+UNCOUNTED = """
+    SELECT sum(
+        (SELECT count(*) FROM outbox_message AS m
+         WHERE m.channel = c.channel AND m.slot BETWEEN slot_from AND slot_to
+           AND m.position > base_position AND m.position <= c.position)
+        - processed - skipped
+        - (SELECT count(*) FROM outbox_parked_message AS p
+           WHERE p."group" = c."group" AND p.channel = c.channel
+             AND p.slot BETWEEN slot_from AND slot_to AND p.position > base_position)
+    ) FROM outbox_cursor AS c WHERE c."group" = %s
+"""
+
+
+def publish(*order_ids, note=""):
+    with transaction.atomic():
+        return outbox.publish_many([OrderPlaced(order_id=each, note=note) for each in order_ids])
+
+
+def shape(group):
+    """The slots of a group's ranges, in order."""
+    rows = Cursor.objects.filter(group=group).order_by("slot_from")
+    return list(rows.values_list("slot_from", "slot_to"))
+
+
+def slot_of(order_id):
+    return value(connection, "SELECT (hashtextextended(%s, 0) & 32767)::int", str(order_id))
+
+
+def key_in(first, last):
+    """A number whose slot lies between two, both inclusive."""
+    return next(number for number in range(1, 100_000) if first <= slot_of(number) <= last)
+
+
+LEFT, RIGHT = (0, 16383), (16384, 32767)
+
+
+@pytest.fixture
+def keys():
+    """A key of the lower half of the slots and one of the upper half."""
+    return key_in(*LEFT), key_in(*RIGHT)
+
+
+def move(group, slots, position):
+    """Put one range of a group at a position."""
+    Cursor.objects.filter(group=group, slot_from=slots[0]).update(
+        position=position, seen_position=position
+    )
+
+
+def uncounted(group):
+    """By how many messages the counters of a group differ from its log: 0 in a sound one."""
+    return value(connection, UNCOUNTED, group)
+
+
+def test_a_split_keeps_the_position_of_both_parts():
+    """All parts of a range that is cut stand where it stood, and nothing is handled again."""
+    positions = publish(*range(50))
+    exhaust(worker("billing"))
+    ranges.scale("billing", 4)
+    later = publish(*range(50))
+    exhaust(worker("billing"))
+
+    assert shape("billing") == cursors.slot_ranges(4)
+    assert sorted(handled("billing")) == [*positions, *later]
+
+
+def test_any_number_of_ranges_becomes_any_other():
+    """Whatever the shape, the next one has equal ranges that cover all slots once."""
+    publish(*range(20))
+    exhaust(worker("billing"))
+    dice = random.Random(7)
+    counts = [8, 3, 16, 1, *(dice.randint(1, 40) for _ in range(12))]
+    shapes = [
+        (count, [(r.slot_from, r.slot_to) for r in ranges.scale("billing", count)])
+        for count in counts
+    ]
+
+    assert [shape for _, shape in shapes] == [cursors.slot_ranges(count) for count, _ in shapes]
+    assert handled("billing") == stored()
+
+
+def test_ranges_apart_do_not_merge(keys):
+    """Without a worker to bring neighbours together nothing merges, and all goes on as before."""
+    positions = publish(*keys, *keys)
+    ranges.scale(groups.get("billing"), 2)
+    move("billing", RIGHT, positions[2])
+
+    with pytest.raises(ScaleUnfinished) as caught:
+        ranges.scale("billing", 1, timeout=0.2)
+
+    assert (caught.value.group, caught.value.channel, caught.value.to) == ("billing", "orders", 1)
+    assert shape("billing") == [LEFT, RIGHT]
+    assert not Cursor.objects.filter(hold_until__isnull=False).exists()
+    exhaust(worker("billing"))
+    assert handled("billing") == [positions[0], positions[2], positions[3]]
+
+
+def test_ranges_with_nothing_between_them_merge_at_once(keys):
+    """A range that lags behind without a message of its own needs no worker to catch up."""
+    left, right = keys
+    publish(left)
+    exhaust(worker("billing"))
+    ranges.scale("billing", 2)
+    publish(right, right)
+    worker("billing").run_once()
+    ahead = Cursor.objects.get(group="billing", slot_from=RIGHT[0]).position
+    behind = Cursor.objects.get(group="billing", slot_from=0).position
+    ranges.scale("billing", 1, timeout=0)
+
+    assert behind < ahead
+    assert Cursor.objects.get(group="billing").position == ahead
+
+
+def test_the_range_ahead_waits_for_the_one_behind(keys, background):  # noqa: F811
+    """While ranges merge, none moves past the place where they meet; then both go on as one."""
+    left, right = keys
+    publish(left, right, left)
+    ranges.scale(groups.get("billing"), 2)
+    move("billing", RIGHT, stored()[1])
+    scaling = background(ranges.scale, "billing", 1)
+    wait_until(Cursor.objects.filter(group="billing", hold_until__isnull=False).exists)
+    publish(right)
+    first = worker("billing").run_once()
+    handled_first = handled("billing")
+    scaling.result()
+    exhaust(worker("billing"))
+
+    assert (first, handled_first) == (1, stored()[:1])
+    assert handled("billing") == [stored()[0], *stored()[2:]]
+    assert shape("billing") == [(0, 32767)]
+
+
+def test_a_hold_ends_by_itself(keys):
+    """When the scaling process is killed, a range that it held goes on after a few seconds."""
+    publish(*keys)
+    ranges.scale(groups.get("billing"), 2)
+    Cursor.objects.filter(group="billing").update(hold_position=0)
+    connection.cursor().execute(
+        "UPDATE outbox_cursor SET hold_until = clock_timestamp() + interval '1 hour'"
+    )
+    meanwhile = worker("billing").run_once()
+    connection.cursor().execute("UPDATE outbox_cursor SET hold_until = clock_timestamp()")
+    exhaust(worker("billing"))
+
+    assert meanwhile is None
+    assert handled("billing") == stored()
+
+
+def test_a_split_waits_for_the_batch_in_hand(background, close_gate):  # noqa: F811
+    """A range is not reshaped under a running batch; its messages are handled once."""
+    gate = close_gate("billing")
+    publish(1, note="gate")
+    publish(*range(20))
+    claim = background(worker("billing").run_once)
+    wait_until(gate.waiting)
+    scaling = background(ranges.scale, "billing", 3)
+    wait_until(
+        lambda: value(
+            connection, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+        )
+    )
+    shape_meanwhile = shape("billing")
+    gate.open()
+    claim.result()
+    scaling.result()
+    exhaust(worker("billing"))
+
+    assert shape_meanwhile == [(0, 32767)]
+    assert sorted(handled("billing")) == stored()
+
+
+def test_a_failed_message_stays_with_its_slot(keys):
+    """After a split only the part with the failed message backs off; after a merge the whole does."""
+    left, right = keys
+    Fault.objects.create(group="billing")
+    [failed] = publish(right, note="fragile")
+    exhaust(worker("billing"))
+    ranges.scale("billing", 2)
+    states = list(Cursor.objects.order_by("slot_from").values_list("attempts", "failed_position"))
+    publish(left)
+    exhaust(worker("billing"))
+    handled_meanwhile = handled("billing")
+    move("billing", LEFT, failed - 1)
+    move("billing", RIGHT, failed - 1)
+    Cursor.objects.filter(group="billing").update(seen_position=F("position"))
+    ranges.scale("billing", 1, timeout=0)
+
+    assert states == [(0, None), (1, failed)]
+    assert handled_meanwhile == stored()[1:]
+    assert Cursor.objects.values_list("attempts", "failed_position").get() == (1, failed)
+
+
+def test_parked_messages_are_counted_where_their_slots_are(keys):
+    """A split finds the part that has parked messages, so that later ones of the key go behind them."""
+    left, right = keys
+    Fault.objects.create(group="billing")
+    publish(right, note="fragile")
+    for _ in range(groups.get("billing").retry.max_attempts):
+        exhaust(worker("billing"))
+        due_now("billing")
+    ranges.scale("billing", 2)
+    parked = list(Cursor.objects.order_by("slot_from").values_list("parked", flat=True))
+    publish(right, left)
+    exhaust(worker("billing"))
+    ranges.scale("billing", 1)
+
+    assert parked == [0, 1]
+    assert handled("billing") == [stored()[2]]
+    assert Cursor.objects.get(group="billing").parked == 2
+    assert parking.list_parked("billing").count() == 2
+    assert uncounted("billing") == 0
+
+
+def test_the_counters_add_up_over_any_reshaping():
+    """Messages up to the position = processed + skipped + parked, also after resets of single ranges."""
+    dice = random.Random(11)
+    for turn in range(12):
+        publish(*(dice.randint(1, 60) for _ in range(40)))
+        ranges.scale(groups.get("billing"), dice.randint(1, 9), timeout=None)
+        for row in Cursor.objects.filter(group="billing") if turn % 3 == 2 else ():
+            place = dice.choice([0, *stored()][: turn * 20])
+            Cursor.objects.filter(id=row.id).update(
+                position=place,
+                base_position=place,
+                processed=0,
+                skipped=0,
+                generation=F("generation") + 1,
+            )
+        if turn % 3 == 2:
+            exhaust(worker("billing"))
+        exhaust(worker("billing", batch_size=dice.randint(1, 30)))
+
+        assert uncounted("billing") == 0
+
+
+def test_a_merge_waits_until_replays_are_through(keys):
+    """Ranges that were reset do not merge where one has seen messages and the other has not."""
+    left, right = keys
+    publish(left, right)
+    ranges.scale(groups.get("billing"), 2)
+    exhaust(worker("billing"))
+    publish(right)
+    worker("billing").run_once()
+    replay.reset(groups.get("billing"), position=0)
+    with pytest.raises(ScaleUnfinished):
+        ranges.scale("billing", 1, timeout=0)
+    exhaust(worker("billing"))
+    ranges.scale("billing", 1)
+    last = stored()[-1]
+    row = Cursor.objects.get(group="billing")
+
+    assert (row.position, row.seen_position) == (last, last)
+
+
+def test_a_leased_range_is_not_cut_under_its_worker():
+    """A range that is leased keeps its shape and its token until the lease is over."""
+    publish(*range(10))
+    Worker(["billing"]).register()
+    Cursor.objects.update(lease_token=7, leased_by="elsewhere:1")
+    connection.cursor().execute(
+        "UPDATE outbox_cursor SET leased_until = clock_timestamp() + interval '1 hour'"
+    )
+    with pytest.raises(ScaleUnfinished):
+        ranges.scale("billing", 2, timeout=0.1)
+    before = Cursor.objects.values_list("slot_to", "lease_token").get()
+    Cursor.objects.update(leased_until=None)
+    ranges.scale("billing", 2)
+
+    assert before == (32767, 7)
+    assert shape("billing") == [LEFT, RIGHT]
+
+
+def test_a_wrong_number_or_channel_is_refused():
+    """A group has 1 to 1024 ranges in a channel that it reads; the error says what there is."""
+    with pytest.raises(InvalidGroup, match="1 to 1024"):
+        ranges.scale(groups.get("billing"), 0)
+    with pytest.raises(InvalidGroup, match="channel 'ordres'; its channels: orders"):
+        ranges.scale(groups.get("billing"), 2, channel="ordres")
+
+
+def test_one_channel_is_scaled_alone():
+    """With a channel named, the ranges of the group's other channels stay as they are."""
+    ranges.scale(groups.get("audit"), 4, channel="payments")
+    counts = {
+        c: Cursor.objects.filter(group="audit", channel=c).count() for c in ("orders", "payments")
+    }
+
+    assert counts == {"orders": 1, "payments": 4}
+
+
+def test_describe_shows_position_lag_and_owner(background, close_gate, keys):  # noqa: F811
+    """Each range is shown with its lag, and with the session that has it in hand at the moment."""
+    left, right = keys
+    ranges.scale(groups.get("crew"), 2)
+    gate = close_gate("crew")
+    publish(left, note="gate")
+    publish(right, right)
+    claim = background(lambda: worker("crew").run(max_messages=1))
+    [pid] = wait_until(gate.waiting)
+    busy, waiting = ranges.describe("crew")
+    gate.open()
+    claim.result()
+    exhaust(worker("crew"))
+    states = [each.state for each in ranges.describe("crew")]
+
+    assert (busy.state, busy.lag) == ("working", 1)
+    assert busy.owner.startswith("outbox:crew ")
+    assert busy.owner.endswith(f", backend {pid}")
+    assert (waiting.state, waiting.lag, waiting.owner) == ("behind", 2, "")
+    assert states == ["idle", "idle"]
+
+
+def test_one_worker_serves_all_ranges_in_turn():
+    """With more pending in each range than a batch holds, every range has its turn before the next round."""
+    publish(*range(400))
+    ranges.scale(groups.get("billing"), 4)
+    served = []
+    one = worker("billing", batch_size=10)
+    for _ in range(8):
+        one.run_once()
+        served.append(Cursor.objects.filter(group="billing").latest("served_at").slot_from)
+
+    assert sorted(served[:4]) == [first for first, _ in cursors.slot_ranges(4)]
+    assert served[4:] == served[:4]
+
+
+def test_a_hot_key_does_not_starve_the_others(keys):
+    """One message of another range is handled while thousands of one key are still pending."""
+    hot, other = keys
+    publish(*[hot] * 200)
+    [position] = publish(other)
+    ranges.scale(groups.get("billing"), 2)
+    one = worker("billing", batch_size=10)
+    one.run_once()
+    one.run_once()
+
+    assert position in handled("billing")
+    assert len(handled("billing")) == 11
+
+
+def test_groups_share_a_worker_evenly():
+    """A group with one range gets as many batches of a worker as one with many ranges."""
+    publish(*range(600))
+    ranges.scale(groups.get("crew"), 16)
+    ranges.scale(groups.get("billing"), 1)
+    one = worker("crew", "billing", batch_size=10)
+    for _ in range(12):
+        one.run_once()
+
+    assert (len(handled("crew")), len(handled("billing"))) == (60, 60)
+
+
+def test_idle_ranges_are_looked_at_once(keys):
+    """A range known to be idle is not searched again up to that horizon, and found when it has a message."""
+    hot, other = keys
+    ranges.scale(groups.get("billing"), 2)
+    publish(*[hot] * 30)
+    one = worker("billing", batch_size=10)
+    one.run_once()
+    one.run_once()
+    known = len(one._idle)
+    [late] = publish(other)
+    exhaust(one)
+
+    assert known == 1
+    assert late in handled("billing")
+
+
+def test_an_idle_range_that_was_reset_is_looked_at_again(keys):
+    """What a worker knows to be idle is forgotten when the range is moved back."""
+    hot, other = keys
+    ranges.scale(groups.get("billing"), 2)
+    [first] = publish(other)
+    exhaust(one := worker("billing", batch_size=10))
+    publish(*[hot] * 30)
+    one.run_once()
+    one.run_once()
+    known = len(one._idle)
+    replay.reset(groups.get("billing"), position=0)
+    exhaust(one)
+
+    assert known == 1
+    assert handled("billing").count(first) == 2
+
+
+def test_no_search_for_pending_messages_is_long(keys):
+    """Past a hundred thousand positions without a message a range is moved on, and loses nothing."""
+    hot, other = keys
+    ranges.scale(groups.get("billing"), 2)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO outbox_message (channel, key, type, payload) SELECT 'orders', %s, 'Unknown', '{}'"
+            " FROM generate_series(1, 220000)",
+            [str(hot)],
+        )
+    [last] = publish(other)
+    searching = Cursor.objects.filter(slot_from__lte=slot_of(other), slot_to__gte=slot_of(other))
+    one = worker("billing")
+    steps = {0}
+    while one.run_once() is not None:
+        steps.add(searching.get().position)
+    first, *middle, end = sorted(steps - {0})
+
+    assert first <= last - 220_000 + 100_000
+    assert [later - earlier for earlier, later in itertools.pairwise([first, *middle])] == [
+        100_000
+    ] * len(middle)
+    assert end == last
+    assert handled("billing") == [last]
+
+
+def tails(count):
+    """The tail numbers of the flights of January 2013, as numbers."""
+    with gzip.open(FLIGHTS, "rt") as lines:
+        rows = list(csv.DictReader(lines))
+    numbers = {tail: number for number, tail in enumerate(sorted({row["tailnum"] for row in rows}))}
+    return [numbers[row["tailnum"]] for row in itertools.islice(itertools.cycle(rows), count)]
+
+
+def publish_flights(share, enough):
+    """Publish a share of the flights one by one; begin again until it is enough."""
+    for number, tail in enumerate(itertools.cycle(share)):
+        if number >= len(share) and enough.is_set():
+            return
+        publish(tail)
+
+
+def out_of_order(group):
+    """How many messages were handled after a later one of their key."""
+    last, count = {}, 0
+    for key, position in (
+        Effect.objects.filter(group=group).order_by("id").values_list("key", "position")
+    ):
+        count += position < last.get(key, 0)
+        last[key] = max(position, last.get(key, 0))
+    return count
+
+
+def test_the_number_of_ranges_changes_under_load(background, start_command):  # noqa: F811
+    """1 -> 8 -> 3 -> 16 -> 1 with four publishers and four workers: none lost, doubled or out of order."""
+    enough = threading.Event()
+    flights = tails(LIVE_MESSAGES)
+    workers = start_command("consume", "billing", "--processes", "4", "--batch-size", "50")
+    publishers = [background(publish_flights, flights[part::4], enough) for part in range(4)]
+    wait_until(Effect.objects.filter(group="billing").exists)
+    try:
+        counts = []
+        for to in (8, 3, 16, 1):
+            done = Effect.objects.count()
+            wait_until(lambda done=done: Effect.objects.count() > done + 100)
+            counts.append(len(ranges.scale("billing", to)))
+    finally:
+        enough.set()
+    for publisher in publishers:
+        publisher.result(120)
+    wait_until(lambda: not any(each.lag for each in ranges.describe("billing")), timeout=120)
+    workers.terminate()
+    workers.communicate(timeout=30)
+    published, done = set(stored()), handled("billing")
+    faults = {
+        "lost": len(published.difference(done)),
+        "doubled": len(done) - len(set(done)),
+        "out of order": out_of_order("billing"),
+    }
+
+    assert counts == [8, 3, 16, 1]
+    assert faults == {"lost": 0, "doubled": 0, "out of order": 0}
+    assert not Effect.objects.filter(overlapped=True).exists()
+    assert uncounted("billing") == 0
+    assert workers.returncode == 0
