@@ -4,6 +4,8 @@ ARGS ?=
 VENV := .venv
 VENV_PSYCOPG3 := .venv-psycopg3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+CONTRACTS := tests/test_environment.py tests/contracts
+PER_DRIVER := $(CONTRACTS) tests/test_driver.py tests/test_outages.py tests/capture
 PG_BINS := $(patsubst %/initdb,%,$(wildcard /usr/lib/postgresql/*/bin/initdb))
 
 CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")
@@ -25,14 +27,14 @@ demo: $(VENV)/installed ## fly January 2013 through the outbox, with a crash and
 test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)
 	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(ARGS)
 
-test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## the same with psycopg 3, and the contracts on the system's PostgreSQL
-	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest $(ARGS)
+test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## what depends on the driver with psycopg 3, and the contracts on the system's PostgreSQL
+	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest $(PER_DRIVER) $(ARGS)
 	@set -e; for bin in $(PG_BINS); do \
 		version=$$(basename $$(dirname $$bin)); \
 		for pair in psycopg2:$(VENV) psycopg:$(VENV_PSYCOPG3); do \
 			echo "PostgreSQL $$version, $${pair%%:*}"; \
 			env -u DATABASE_URL OUTBOX_PG_BIN=$$bin OUTBOX_TEST_SERVER=$$version OUTBOX_TEST_DRIVER=$${pair%%:*} \
-				$${pair#*:}/bin/python -m pytest tests/test_environment.py tests/contracts $(ARGS); \
+				$${pair#*:}/bin/python -m pytest $(CONTRACTS) $(ARGS); \
 		done; \
 	done
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -31,6 +33,8 @@ class Settings:
     listen: bool | str = True
     """True: listen on the worker's own connection. False: poll only. Text: the alias of another
     database connection to listen on, for when the worker's goes through a transaction pooler."""
+    operator: str = ""
+    """Who stands in the records of operators' actions; empty: the user and host of the process."""
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -38,11 +42,49 @@ class Settings:
         return [f.name.upper() for f in dataclasses.fields(cls)]
 
 
+def is_number(
+    value: Any,
+    least: float,
+    most: float = math.inf,
+    *,
+    is_above: bool = False,
+    whole: bool = False,
+) -> bool:
+    """Tell whether a value is a finite number within limits; `is_above`: the least one excluded."""
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        return False
+    return least <= value <= most and not (is_above and value == least)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_seconds(value: Any) -> bool:
+    return is_number(value, 0, is_above=True)
+
+
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "REQUIRE_TRANSACTION": (_is_bool, "True or False"),
+    "BATCH_SIZE": (lambda value: is_number(value, 1, whole=True), "a whole number from 1 on"),
+    "BATCH_SECONDS": (_is_seconds, "seconds above 0"),
+    "POLL_INTERVAL": (_is_seconds, "seconds above 0"),
+    "LINGER": (lambda value: is_number(value, 0), "seconds from 0 on"),
+    "LISTEN": (
+        lambda value: _is_bool(value) or value in list(django_settings.DATABASES),
+        "True, False or the alias of a database",
+    ),
+    "OPERATOR": (lambda value: isinstance(value, str), "text"),
+}
+"""What each key of `OUTBOX` may be: a predicate, and the same in words."""
+
+
 @functools.cache
 def settings() -> Settings:
     """Return the current settings; unknown keys are left to the system check."""
     given: dict[str, Any] = getattr(django_settings, "OUTBOX", {})
-    known = {name: given[name] for name in Settings.keys() if name in given}
+    known = {name: given[name] for name in ALLOWED if name in given}
     return Settings(**{name.lower(): value for name, value in known.items()})
 
 

@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from .exceptions import BrokenTransaction
+
+CONFLICTS = ("40001", "40P01")
+"""Serialization failure, deadlock."""
+IDLE = 0
+IN_TRANSACTION = 2
 IN_ERROR = 3
 UNKNOWN = 4
 
@@ -16,13 +22,38 @@ UNKNOWN = 4
 def status_reader(raw: Any) -> Callable[[], int]:
     """Return a function that reads libpq's transaction state, without a round trip."""
     if hasattr(raw, "pgconn"):
-        return lambda: int(raw.pgconn.transaction_status)
+        pgconn = raw.pgconn
+        return lambda: int(pgconn.transaction_status)
     return cast(Callable[[], int], raw.get_transaction_status)
+
+
+def transaction_check(connection: Any) -> Callable[[], None]:
+    """Return a function that raises BrokenTransaction when a handler left the transaction broken.
+
+    `connection`: Django's.
+    """
+    status = status_reader(connection.connection)
+
+    def check() -> None:
+        if status() == IN_ERROR or connection.needs_rollback:
+            raise BrokenTransaction()
+
+    return check
 
 
 def is_lost(raw: Any) -> bool:
     """Tell whether the connection is closed or broken, without a round trip."""
     return raw is None or bool(raw.closed) or status_reader(raw)() == UNKNOWN
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Tell whether a transaction was ended for the sake of another one: it is tried again at once.
+
+    `error`: as Django raises it.
+    """
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return code in CONFLICTS
 
 
 def backend_pid(raw: Any) -> int:
@@ -61,3 +92,10 @@ def take_notifications(raw: Any, heard: list[Any]) -> int:
     count = len(heard)
     heard.clear()
     return count
+
+
+def forget_notifications(raw: Any, heard: list[Any]) -> None:
+    """End what `heard_notifications` began."""
+    heard.clear()
+    if hasattr(raw, "pgconn"):
+        raw.remove_notify_handler(heard.append)

@@ -6,42 +6,51 @@ JSON; reading it back gives an equal event or an `UndecodableMessage` that says 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import decimal
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast, dataclass_transform
 
 import msgspec
 
+from .encoding import Key, encode, is_storable, key_text
 from .exceptions import (
     DuplicateEventType,
     InvalidChannel,
     InvalidEvent,
     InvalidKey,
-    NulCharacter,
+    InvalidTypeName,
     UndecodableMessage,
-    UnencodableValue,
 )
 
 CHANNEL_LENGTH = 63
 VERSION_HEADER = "version"
+_VERSION_MARK = f'"{VERSION_HEADER}"'
 
-Key = str | int | float | decimal.Decimal | uuid.UUID | None
+EventType = type[Any]
 KeySpec = str | tuple[str, ...] | Callable[[Any], Key] | None
 
-_encoder = msgspec.json.Encoder()
 _registry: dict[tuple[str, str], type[Event]] = {}
 
 
-class Contract(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Contract:
     """What an event class declared about itself in its class statement."""
 
     channel: str
     type: str
     version: int
     key: Callable[[Any], Key] | None
-    decoder: msgspec.json.Decoder[Any]
+    event_type: EventType
+
+    @functools.cached_property
+    def decoder(self) -> msgspec.json.Decoder[Any]:
+        """Reads the payload. Made at first use, when names in the annotations are defined.
+
+        Raises NameError for one that is not, TypeError for a type that msgspec cannot decode.
+        """
+        return msgspec.json.Decoder(self.event_type)
 
 
 class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
@@ -61,20 +70,42 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
     ) -> Any:
         """Create the class; with a channel, also register it under its type name."""
         cls = super().__new__(mcls, name, bases, namespace, **options)
-        cls.contract = None
+        cls.__contract__ = None
         if channel is not None:
-            cls.contract = Contract(
+            cls.__contract__ = Contract(
                 channel=valid_channel(channel),
-                type=valid_text(type or name, "the type name of " + name),
-                version=version,
+                type=valid_type_name(name if type is None else type),
+                version=_valid_version(version, name),
                 key=_key_reader(cls, key),
-                decoder=msgspec.json.Decoder(cls),
+                event_type=cls,
             )
             _register(cls)
         return cls
 
 
-class Event(msgspec.Struct, metaclass=EventMeta, frozen=True):
+if TYPE_CHECKING:
+
+    @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+    class EventStruct:
+        """What a type checker needs to know of the metaclass."""
+
+        def __init_subclass__(
+            cls,
+            *,
+            channel: str | None = None,
+            key: KeySpec = None,
+            type: str | None = None,
+            version: int = 1,
+            **options: Any,
+        ) -> None: ...
+
+else:
+
+    class EventStruct(msgspec.Struct, metaclass=EventMeta, frozen=True):
+        """The base of events at run time."""
+
+
+class Event(EventStruct):
     """A typed payload: a frozen `msgspec.Struct`.
 
     Declare it with `class OrderPlaced(outbox.Event, channel="orders", key="order_id")`.
@@ -87,7 +118,7 @@ class Event(msgspec.Struct, metaclass=EventMeta, frozen=True):
     `version`: of the payload's shape, 1 when left out; see `upgrade`.
     """
 
-    contract: ClassVar[Contract | None]
+    __contract__: ClassVar[Contract | None]
 
     @classmethod
     def upgrade(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
@@ -138,14 +169,14 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return f"{self.group}:{self.position}"
 
 
-class Draft(msgspec.Struct, frozen=True):
+class Draft(msgspec.Struct, frozen=True, omit_defaults=True):
     """A message that has no position yet; the fields are columns of the log."""
 
     channel: str
-    key: str | None
     type: str
     payload: Any
-    headers: Mapping[str, Any] | None
+    key: str | None = None
+    headers: Mapping[str, Any] | None = None
 
 
 def draft(event: Event, headers: Mapping[str, Any] | None) -> Draft:
@@ -153,61 +184,37 @@ def draft(event: Event, headers: Mapping[str, Any] | None) -> Draft:
 
     Raises InvalidEvent for an object without a channel, InvalidKey for a bad key.
     """
-    contract: Contract | None = getattr(event, "contract", None)
+    contract = event.__contract__ if isinstance(event, Event) else None
     if contract is None:
         raise InvalidEvent(event=event)
     if contract.version != 1:
         headers = {**(headers or {}), VERSION_HEADER: contract.version}
     key = None if contract.key is None else key_text(contract.key(event))
-    return Draft(contract.channel, key, contract.type, event, headers)
+    return Draft(contract.channel, contract.type, event, key, headers)
 
 
-def encode(value: Any, name: str) -> str:
-    """Return `value` as JSON text that jsonb accepts.
-
-    Raises UnencodableValue or NulCharacter, which name the place inside `name`.
-    """
-    try:
-        text = _encoder.encode(value).decode()
-    except (TypeError, ValueError, RecursionError):
-        path, culprit = _find(value, name, _is_unencodable) or (name, value)
-        raise UnencodableValue(
-            path=path, value=culprit, kind=type(culprit).__name__
-        ) from None
-    if "\\u0000" in text and (found := _find(value, name, _is_nul)):
-        raise NulCharacter(path=found[0])
-    return text
+def sources(event_type: type[Any]) -> list[tuple[str, str]]:
+    """Return where the messages of an event class are: channels, each with a type name."""
+    contract: Contract | None = getattr(event_type, "__contract__", None)
+    if contract is not None:
+        return [(contract.channel, contract.type)]
+    named: Callable[[], list[tuple[str, str]]] | None = getattr(event_type, "sources", None)
+    return named() if named is not None else []
 
 
-def encode_drafts(drafts: Sequence[Draft]) -> str:
-    """Return drafts as one JSON array of objects; raises as `encode` does."""
-    try:
-        text = _encoder.encode(drafts).decode()
-    except (TypeError, ValueError, RecursionError):
-        _check_each(drafts)
-        raise
-    if "\\u0000" in text:
-        _check_each(drafts)
-    return text
-
-
-def _check_each(drafts: Sequence[Draft]) -> None:
-    for each in drafts:
-        encode(each.payload, each.type)
-        encode(each.headers, "headers")
-
-
-def decode(message: Message, event_type: type[Event]) -> Event:
-    """Return the event of a stored message.
+def decode(message: Message, event_type: type[Any]) -> Any:
+    """Return the event of a stored message; `event_type`: an Event class, or a `Change[…]`.
 
     Raises UndecodableMessage when the payload does not fit `event_type` any more, or has a
     newer version than the class knows.
     """
-    contract = cast(Contract, event_type.contract)
+    contract: Contract | None = getattr(event_type, "__contract__", None)
     try:
-        if f'"{VERSION_HEADER}"' in message.raw_headers or contract.version != 1:
+        if contract is None:
+            return event_type.from_message(message)
+        if contract.version != 1 or _VERSION_MARK in message.raw_headers:
             return _decode_version(message, event_type, contract)
-        return cast(Event, contract.decoder.decode(message.raw_payload))
+        return contract.decoder.decode(message.raw_payload)
     except (msgspec.MsgspecError, ValueError, LookupError, TypeError) as error:
         raise UndecodableMessage(
             position=message.position,
@@ -219,13 +226,20 @@ def decode(message: Message, event_type: type[Event]) -> Event:
 
 
 def _decode_version(message: Message, event_type: type[Event], contract: Contract) -> Event:
-    version = int(message.headers.get(VERSION_HEADER, 1))
+    version = message.headers.get(VERSION_HEADER, 1)
+    if not is_version(version):
+        raise ValueError(f"the header {VERSION_HEADER} is {version!r}, no whole number from 1 on")
     if version > contract.version:
         raise ValueError(f"version {version} is newer than the known version {contract.version}")
-    payload = message.payload
-    if version < contract.version:
-        payload = event_type.upgrade(payload, version)
-    return msgspec.convert(payload, event_type)
+    if version == contract.version:
+        return cast(Event, contract.decoder.decode(message.raw_payload))
+    payload = event_type.upgrade(message.payload, version)
+    return cast(Event, contract.decoder.decode(encode(payload, "the upgraded payload")))
+
+
+def decoder_of(event_type: EventType) -> msgspec.json.Decoder[Any]:
+    """Return the decoder of an event class with a channel; raises as `Contract.decoder`."""
+    return cast(Contract, event_type.__contract__).decoder
 
 
 def event_type(channel: str, name: str) -> type[Event] | None:
@@ -233,38 +247,52 @@ def event_type(channel: str, name: str) -> type[Event] | None:
     return _registry.get((channel, name))
 
 
+def all_event_types() -> list[type[Event]]:
+    """Return every event class with a channel, by channel and type name."""
+    return [_registry[name] for name in sorted(_registry)]
+
+
 def valid_channel(channel: Any) -> str:
     """Return `channel` when it is one; raises InvalidChannel."""
-    if not isinstance(channel, str) or not 1 <= len(channel) <= CHANNEL_LENGTH or "\0" in channel:
+    if (
+        not isinstance(channel, str)
+        or not 1 <= len(channel) <= CHANNEL_LENGTH
+        or not is_storable(channel)
+    ):
         raise InvalidChannel(channel=channel)
     return channel
 
 
-def valid_text(text: Any, name: str) -> str:
-    """Return `text` when PostgreSQL can store it; `name` says in an error what it is."""
-    if not isinstance(text, str) or not text:
-        raise UnencodableValue(path=name, value=text, kind=type(text).__name__)
-    if "\0" in text:
-        raise NulCharacter(path=name)
-    return text
+def valid_type_name(name: Any) -> str:
+    """Return `name` when it can be a message type's; raises InvalidTypeName."""
+    if not isinstance(name, str) or not name or not is_storable(name):
+        raise InvalidTypeName(name=name)
+    return name
 
 
-def key_text(key: Any) -> str | None:
-    """Return a key as the text that is stored, None for no key; raises InvalidKey."""
-    if key is None:
-        return None
-    if isinstance(key, bool) or not isinstance(key, str | int | float | decimal.Decimal | uuid.UUID):
-        raise InvalidKey(key=key, kind=type(key).__name__)
-    text = str(key)
-    if "\0" in text:
-        raise NulCharacter(path="the key")
-    return text
+def is_version(version: Any) -> bool:
+    """Tell whether `version` can be a payload's: a whole number from 1 on."""
+    return isinstance(version, int) and not isinstance(version, bool) and version >= 1
+
+
+def _valid_version(version: Any, name: str) -> int:
+    if not is_version(version):
+        raise InvalidEvent(
+            f"{name}: version={version!r}: use a whole number from 1 on.", event=name
+        )
+    return cast(int, version)
 
 
 def _key_reader(cls: type, key: KeySpec) -> Callable[[Any], Key] | None:
     if key is None or callable(key):
         return key
-    names = (key,) if isinstance(key, str) else tuple(key)
+    names = (key,) if isinstance(key, str) else key
+    if not isinstance(names, tuple | list) or not names:
+        raise InvalidKey(
+            f"key={key!r} of {cls.__name__}: name a field, several in a tuple, or a callable.",
+            key=key,
+            kind=type(key).__name__,
+        )
     for name in names:
         if name not in cls.__struct_fields__:  # type: ignore[attr-defined]
             raise InvalidKey(
@@ -286,7 +314,7 @@ def _joined(parts: list[Any]) -> str:
 
 
 def _register(cls: type[Event]) -> None:
-    contract = cast(Contract, cls.contract)
+    contract = cast(Contract, cls.__contract__)
     name = f"{cls.__module__}.{cls.__qualname__}"
     known = _registry.get((contract.channel, contract.type))
     if known is not None and f"{known.__module__}.{known.__qualname__}" != name:
@@ -297,34 +325,3 @@ def _register(cls: type[Event]) -> None:
             second=name,
         )
     _registry[contract.channel, contract.type] = cls
-
-
-def _is_unencodable(value: Any) -> bool:
-    try:
-        _encoder.encode(value).decode()
-    except (TypeError, ValueError, RecursionError):
-        return True
-    return False
-
-
-def _is_nul(value: Any) -> bool:
-    return isinstance(value, str) and "\0" in value
-
-
-def _find(value: Any, path: str, bad: Callable[[Any], bool]) -> tuple[str, Any] | None:
-    """Return the path and value of the innermost part of `value` that is bad."""
-    for name, part in _parts(value):
-        if found := _find(part, f"{path}{name}", bad):
-            return found
-    return (path, value) if bad(value) else None
-
-
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, msgspec.Struct):
-        return [(f".{name}", getattr(value, name)) for name in value.__struct_fields__]
-    if isinstance(value, Mapping):
-        keys = [(f" key {key!r}", key) for key in value]
-        return keys + [(f"[{key!r}]", part) for key, part in value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [(f"[{index}]", part) for index, part in enumerate(value)]
-    return []

@@ -32,8 +32,22 @@ class InvalidChannel(OutboxError, ValueError):
     channel: Any
 
 
+class InvalidTypeName(OutboxError, ValueError):
+    """{name!r} is not the name of a message type: use text of 1 character or more, without NUL."""
+
+    name: Any
+
+
+class InvalidHeaders(OutboxError, TypeError):
+    """{headers!r} cannot be headers: {reason}."""
+
+    headers: Any
+    reason: str
+
+
 class InvalidKey(OutboxError, TypeError):
-    """{key!r} ({kind}) cannot be a message key: use text or a number, or None for no key."""
+    """{key!r} ({kind}) cannot be a message key: use text, a finite number or a UUID, or None for \
+no key."""
 
     key: Any
     kind: str
@@ -50,13 +64,29 @@ class InvalidGroup(OutboxError, ValueError):
     """A consumer group is declared wrongly."""
 
 
+class InvalidCapture(OutboxError, ValueError):
+    """A capture() is declared wrongly."""
+
+
+class InvalidSnapshot(OutboxError, ValueError):
+    """A snapshot cannot be taken as asked."""
+
+
+class InvalidContext(OutboxError, ValueError):
+    """outbox.context() cannot carry {name!r}: that header is the outbox's own. Use another name."""
+
+    name: str
+
+
 class UnencodableValue(OutboxError, TypeError):
-    """{path} holds {value!r} ({kind}), which JSON cannot carry: convert it before publishing, \
+    """{path} holds {shown} ({kind}), which JSON cannot carry: convert it before publishing, \
 or declare the event's field with a type that msgspec encodes."""
 
     path: str
     value: Any
     kind: str
+    shown: str
+    """The value as Python writes it, shortened."""
 
 
 class NulCharacter(OutboxError, ValueError):
@@ -128,6 +158,11 @@ rolled back and its messages are handled again from the new position."""
     cursor: int
 
 
+class KeyReleased(StaleClaim):
+    """The last parked message of a key was redriven or discarded while a batch with a later one \
+of it was in hand: the range of cursor {cursor} is claimed anew."""
+
+
 class RetryAfter(OutboxError):
     """The handler asks to be tried again in {seconds} seconds."""
 
@@ -141,10 +176,75 @@ class PermanentError(OutboxError):
     """The handler says that trying again cannot help."""
 
 
+class WorkerDied(OutboxError):
+    """The worker's process ended while it handled the message: {reason}."""
+
+    reason: str
+
+
+class ScaleUnfinished(OutboxError):
+    """Group {group!r} does not have {to} ranges in channel {channel!r} yet: some neighbours have \
+not met at one position within {seconds:g} s. All ranges are in order and go on. Run the command \
+again while workers run; `manage.py outbox describe {group} --ranges` shows who is behind."""
+
+    group: str
+    channel: str
+    to: int
+    seconds: float
+
+
+class NotParked(OutboxError, LookupError):
+    """Group {group!r} has no parked message {wanted}: `outbox parked {group}` lists them."""
+
+    group: str
+    wanted: str
+
+
+class InvalidReset(OutboxError, ValueError):
+    """A reset does not say where to."""
+
+
+class InvalidSkip(OutboxError, ValueError):
+    """The message cannot be skipped."""
+
+
+class InvalidPause(OutboxError, ValueError):
+    """A pause has to end in the future, at a time with a zone: {until}."""
+
+    until: Any
+
+
+class LogIsBusy(OutboxError):
+    """The log was in use all the time, so that no segment could be added within {seconds} s: \
+try again when no long transaction reads or writes it."""
+
+    seconds: float
+
+
+class WaitInTransaction(OutboxError):
+    """Waiting for group {group!r} inside atomic() would last until the timeout: other sessions \
+see what this transaction published only after its commit. Wait after the atomic() block; in a \
+TestCase use outbox.testing.drain() instead."""
+
+    group: str
+
+
+class NotCaughtUp(OutboxError, TimeoutError):
+    """Group {group!r} has not handled everything up to position {position} within {seconds} s: \
+`manage.py outbox describe {group}` says why."""
+
+    group: str
+    position: int
+    seconds: float
+
+
 class FailedAt(OutboxError):
-    """Raised by a batch handler to name the message that failed, and why."""
+    """Raised by a batch handler to name the message that failed, and why.
+
+    `cause`: the exception, or a text; the message is tried again as after any other error.
+    """
 
     def __init__(self, message: Any, cause: BaseException | str) -> None:
         super().__init__(f"Message {message.position} failed: {cause}")
         self.message = message
-        self.cause = cause if isinstance(cause, BaseException) else PermanentError(cause)
+        self.cause = cause if isinstance(cause, BaseException) else OutboxError(cause)

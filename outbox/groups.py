@@ -7,19 +7,25 @@ its channels, whatever other groups do.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import difflib
-import random
+import inspect
+import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 from . import events
+from .conf import is_number
+from .encoding import is_storable
 from .exceptions import DuplicateHandler, InvalidGroup, UnknownGroup
+from .retry import Retry
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Start = Literal["earliest", "latest"]
 OnFailure = Literal["park", "halt", "skip"]
 Delivery = Literal["exactly_once", "at_least_once"]
+Target = tuple[str, str, events.EventType | None]
+"""Channel, type name, and the class of the events."""
 
 GROUP_LENGTH = 63
 MOST_RANGES = 1024
@@ -29,44 +35,23 @@ _duplicates: list[tuple[ConsumerGroup, ConsumerGroup]] = []
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Retry:
-    """When a failed message is tried again, and when its group gives up on it."""
-
-    max_attempts: int = 5
-    """Tries in all before the group gives up; 0 for no limit."""
-    base: float = 0.5
-    """Seconds before the second try."""
-    factor: float = 2.0
-    """By how much each further delay grows."""
-    max_delay: float = 300.0
-    """Seconds that no delay exceeds."""
-    jitter: bool = True
-    """Full jitter: each delay is drawn evenly between 0 and its value."""
-    max_seconds: float | None = None
-    """Seconds since the first failure after which the group gives up; None for no limit."""
-
-    def delay(self, attempts: int) -> float:
-        """Return the seconds to wait after `attempts` failed tries (1 or more)."""
-        exponent = min(attempts - 1, 64)
-        delay = min(self.max_delay, self.base * self.factor**exponent)
-        return random.uniform(0, delay) if self.jitter else delay
-
-    def is_exhausted(self, attempts: int, failing_for: datetime.timedelta) -> bool:
-        """Tell whether the group gives up after `attempts` failed tries over `failing_for`."""
-        if self.max_attempts and attempts >= self.max_attempts:
-            return True
-        return self.max_seconds is not None and failing_for.total_seconds() >= self.max_seconds
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Route:
     """How one type of message is handled."""
 
     type: str
-    event_type: type[events.Event] | None
+    event_type: events.EventType | None
     handler: Callable[..., Any]
     is_batch: bool
     timeout: float | None
+
+    def event_of(self, message: events.Message) -> Any:
+        """Return what the handler takes as the event of a message.
+
+        Raises UndecodableMessage.
+        """
+        if self.event_type is None:
+            return message.payload
+        return events.decode(message, self.event_type)
 
 
 class ConsumerGroup:
@@ -86,7 +71,7 @@ class ConsumerGroup:
     `timeout`: seconds a handler may take per call before a supervisor ends its worker; None
     for no limit.
     `savepoint_per_message`: isolate each message in a savepoint instead of repeating the
-    messages before one that fails.
+    messages before one that fails; a batch handler then gets one message at a time.
 
     Raises InvalidGroup or InvalidChannel.
     """
@@ -108,13 +93,15 @@ class ConsumerGroup:
         self.name = name
         self.channels = _valid_channels(channels)
         self.start = start
-        self.retry = retry or Retry()
+        self.retry = Retry() if retry is None else retry
         self.on_failure = on_failure
         self.parallelism = parallelism
         self.delivery = delivery
         self.lease = lease
         self.timeout = timeout
         self.savepoint_per_message = savepoint_per_message
+        self.declared_at = _place(sys._getframe(1))
+        """Module and line of the declaration; None inside a function."""
         self._routes: dict[tuple[str, str], Route] = {}
         self._check()
         _register(self)
@@ -152,8 +139,13 @@ class ConsumerGroup:
     def _registrar(
         self, event_type: type[Any] | str, *, is_batch: bool, timeout: float | None
     ) -> Callable[[Handler], Handler]:
+        targets = self._targets(event_type)
+        if timeout is not None and not is_number(timeout, 0, is_above=True):
+            raise InvalidGroup(f"Group {self.name!r}: timeout={timeout!r}; use seconds above 0.")
+
         def register(handler: Handler) -> Handler:
-            for channel, type_name, event_class in self._targets(event_type):
+            self._check_handler(handler)
+            for channel, type_name, event_class in targets:
                 known = self._routes.get((channel, type_name))
                 if known is not None and _path(known.handler) != _path(handler):
                     raise DuplicateHandler(
@@ -166,40 +158,69 @@ class ConsumerGroup:
 
         return register
 
-    def _targets(
-        self, event_type: type[Any] | str
-    ) -> Iterable[tuple[str, str, type[events.Event] | None]]:
+    def _targets(self, event_type: type[Any] | str) -> list[Target]:
         if isinstance(event_type, str):
-            return [(channel, event_type, None) for channel in self.channels]
-        contract: events.Contract | None = getattr(event_type, "contract", None)
-        if contract is None:
+            name = events.valid_type_name(event_type)
+            return [(channel, name, None) for channel in self.channels]
+        sources = events.sources(event_type)
+        if not sources:
             raise InvalidGroup(
                 f"Group {self.name!r} cannot handle {event_type!r}: name an outbox.Event subclass "
-                "with a channel, or a type name."
+                "with a channel, outbox.Change[…] of a captured model, or a type name."
             )
-        if contract.channel not in self.channels:
+        targets: list[Target] = [
+            (*source, event_type) for source in sources if source[0] in self.channels
+        ]
+        if not targets:
             raise InvalidGroup(
                 f"Group {self.name!r} handles {event_type.__name__} of channel "
-                f"{contract.channel!r} but reads only {', '.join(self.channels)}: add the channel."
+                f"{' or '.join(repr(channel) for channel, _ in sources)} but reads only "
+                f"{', '.join(self.channels)}: add the channel."
             )
-        return [(contract.channel, contract.type, event_type)]
+        return targets
+
+    def _check_handler(self, handler: Callable[..., Any]) -> None:
+        is_lazy = any(
+            kind(function)
+            for function in (handler, getattr(handler, "__call__", None))  # noqa: B004
+            for kind in (
+                inspect.iscoroutinefunction,
+                inspect.isgeneratorfunction,
+                inspect.isasyncgenfunction,
+            )
+        )
+        if is_lazy or not callable(handler):
+            raise InvalidGroup(
+                f"Group {self.name!r}: {handler!r} would not run when it is called: a handler is a "
+                "plain function; make one of a coroutine with asgiref.sync.async_to_sync."
+            )
 
     def _check(self) -> None:
-        if not isinstance(self.name, str) or not 1 <= len(self.name) <= GROUP_LENGTH:
-            raise InvalidGroup(f"{self.name!r} is not a group name: use 1 to 63 characters.")
-        if self.start not in ("earliest", "latest"):
-            raise InvalidGroup(self._refusal("start", '"earliest" or "latest"'))
-        if self.on_failure not in ("park", "halt", "skip"):
-            raise InvalidGroup(self._refusal("on_failure", '"park", "halt" or "skip"'))
-        if self.delivery not in ("exactly_once", "at_least_once"):
-            raise InvalidGroup(self._refusal("delivery", '"exactly_once" or "at_least_once"'))
-        if not 1 <= self.parallelism <= MOST_RANGES:
-            raise InvalidGroup(self._refusal("parallelism", f"1 to {MOST_RANGES}"))
-        if self.lease <= 0:
-            raise InvalidGroup(self._refusal("lease", "seconds above 0"))
-
-    def _refusal(self, option: str, allowed: str) -> str:
-        return f"Group {self.name!r}: {option}={getattr(self, option)!r}; use {allowed}."
+        name, timeout = self.name, self.timeout
+        if not isinstance(name, str) or not 1 <= len(name) <= GROUP_LENGTH or not is_storable(name):
+            raise InvalidGroup(f"{name!r} is not a group name: use 1 to 63 characters without NUL.")
+        allowed = {
+            "start": (self.start in ("earliest", "latest"), '"earliest" or "latest"'),
+            "retry": (isinstance(self.retry, Retry), "an outbox.Retry"),
+            "on_failure": (self.on_failure in ("park", "halt", "skip"), '"park", "halt" or "skip"'),
+            "parallelism": (
+                is_number(self.parallelism, 1, MOST_RANGES, whole=True),
+                f"a whole number from 1 to {MOST_RANGES}",
+            ),
+            "delivery": (
+                self.delivery in ("exactly_once", "at_least_once"),
+                '"exactly_once" or "at_least_once"',
+            ),
+            "lease": (is_number(self.lease, 0, is_above=True), "seconds above 0"),
+            "timeout": (
+                timeout is None or is_number(timeout, 0, is_above=True),
+                "seconds above 0, or None",
+            ),
+        }
+        for option, (is_allowed, what) in allowed.items():
+            if not is_allowed:
+                value = getattr(self, option)
+                raise InvalidGroup(f"Group {name!r}: {option}={value!r}; use {what}.")
 
 
 def get(name: str) -> ConsumerGroup:
@@ -223,15 +244,24 @@ def duplicates() -> list[tuple[ConsumerGroup, ConsumerGroup]]:
 
 def _register(group: ConsumerGroup) -> None:
     known = _registry.get(group.name)
-    if known is not None and known.channels != group.channels:
-        _duplicates.append((known, group))
+    if known is not None:
+        places = {known.declared_at, group.declared_at}
+        if known.channels != group.channels or (len(places) > 1 and None not in places):
+            _duplicates.append((known, group))
     _registry[group.name] = group
 
 
+def _place(frame: types.FrameType) -> str | None:
+    is_module = frame.f_code.co_name == "<module>"
+    return f"{frame.f_globals.get('__name__')}:{frame.f_lineno}" if is_module else None
+
+
 def _valid_channels(channels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(channels, str) or not channels:
+    names = () if isinstance(channels, str) or not isinstance(channels, Iterable) else channels
+    valid = tuple(dict.fromkeys(events.valid_channel(channel) for channel in names))
+    if not valid:
         raise InvalidGroup(f"channels={channels!r}: use a list of channel names, at least one.")
-    return tuple(dict.fromkeys(events.valid_channel(channel) for channel in channels))
+    return valid
 
 
 def _path(function: Callable[..., Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from django.db import connections
 
 from . import events
+from .encoding import encode
 from .queries import statement
 
 Row = tuple[int, str | None, str, str, str, str]
@@ -25,8 +26,8 @@ def append(draft: events.Draft, using: str) -> int:
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": events.encode(draft.payload, draft.type),
-        "headers": events.encode(draft.headers, "headers") if draft.headers else "{}",
+        "payload": encode(draft.payload, draft.type),
+        "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
     with connections[using].cursor() as cursor:
         cursor.execute(statement("append_message"), parameters)
@@ -37,7 +38,7 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
     """Store messages with one statement and return their positions, in the given order."""
     if not drafts:
         return []
-    parameters = {"messages": events.encode_drafts(drafts)}
+    parameters = {"messages": encode(drafts, "batch")}
     with connections[using].cursor() as cursor:
         cursor.execute(statement("append_messages"), parameters)
         return [position for (position,) in cursor.fetchall()]
@@ -49,7 +50,7 @@ def horizon(using: str, *, count_own_floor: bool = True) -> int:
     `count_own_floor=False` leaves out the floor of this very session: for tests that publish
     and consume within one transaction, which sees its own rows.
     """
-    return int(_scalar("read_horizon", using, count_own_floor=count_own_floor))
+    return int(_scalar("read_horizon" if count_own_floor else "read_horizon_within", using))
 
 
 def last_position(using: str) -> int:
@@ -64,7 +65,7 @@ def read(
 
     `after` is exclusive, `until` inclusive and never above a horizon that was read before.
     """
-    parameters = {
+    parameters: dict[str, Any] = {
         "channel": channel,
         "after": after,
         "until": until,
@@ -78,7 +79,7 @@ def read(
     return rows
 
 
-def _scalar(name: str, using: str, **parameters: Any) -> Any:
+def _scalar(name: str, using: str) -> Any:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(name), parameters)
+        cursor.execute(statement(name))
         return cursor.fetchone()[0]

@@ -1,4 +1,5 @@
-"""The tables: the log, the cursors of the groups, the parked messages and the operators' actions.
+"""The tables: the log, the cursors of the groups, the parked messages, the operators' actions,
+and how far snapshots are.
 
 The log is read and written by the statements of `queries.sql`; these models are there for
 migrations, the admin and questions asked through the ORM.
@@ -73,10 +74,13 @@ class Cursor(models.Model):
     parked = models.BigIntegerField(_("parked"), db_default=0)
     rate = models.FloatField(_("messages per second"), db_default=0.0)
     attempts = models.IntegerField(_("failed attempts"), db_default=0)
+    failed_position = models.BigIntegerField(_("position of the failed message"), null=True)
     failed_since = models.DateTimeField(_("failed since"), null=True)
     retry_at = models.DateTimeField(_("retry at"), null=True)
     last_error = models.TextField(_("last error"), db_default="")
     paused_until = models.DateTimeField(_("paused until"), null=True)
+    hold_position = models.BigIntegerField(_("held at position"), null=True)
+    hold_until = models.DateTimeField(_("held until"), null=True)
     lease_token = models.BigIntegerField(_("fencing token"), db_default=0)
     leased_until = models.DateTimeField(_("leased until"), null=True)
     leased_by = models.TextField(_("leased by"), db_default="")
@@ -118,6 +122,7 @@ class ParkedMessage(models.Model):
     payload = models.JSONField(_("payload"))
     headers = models.JSONField(_("headers"))
     created_at = models.DateTimeField(_("created at"))
+    replayed = models.BooleanField(_("replayed"), db_default=False)
     reason = models.TextField(_("reason"), choices=Reason.choices)
     attempts = models.IntegerField(_("failed attempts"), db_default=0)
     error_class = models.TextField(_("error class"), db_default="")
@@ -161,3 +166,27 @@ class OperatorAction(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.group} by {self.actor}"
+
+
+class Snapshot(models.Model):
+    """How far the snapshot of a model's rows is in one channel; it goes on from there."""
+
+    model = models.TextField(_("model"))
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    conditions = models.TextField(_("conditions"), db_default="")
+    last_key = models.JSONField(_("last primary key"), null=True)
+    emitted = models.BigIntegerField(_("emitted messages"), db_default=0)
+    started_at = models.DateTimeField(_("started at"), db_default=ClockTimestamp())
+    updated_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+
+    class Meta:
+        db_table = "outbox_snapshot"
+        verbose_name = _("snapshot")
+        verbose_name_plural = _("snapshots")
+        constraints = [
+            models.UniqueConstraint(fields=["model", "channel"], name="outbox_snapshot_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} in {self.channel}: {self.emitted}"

@@ -14,7 +14,8 @@ from django.db import router, transaction
 
 from . import events, message_log
 from .conf import settings
-from .exceptions import TransactionRequired
+from .encoding import Key, key_text
+from .exceptions import InvalidHeaders, OutboxError, TransactionRequired
 
 Headers = Mapping[str, Any] | None
 
@@ -22,14 +23,15 @@ Headers = Mapping[str, Any] | None
 def publish(event: events.Event, *, headers: Headers = None, using: str | None = None) -> int:
     """Publish one event to its channel and return its position.
 
-    `headers`: a mapping that travels beside the payload; any JSON values.
+    `headers`: a mapping that travels beside the payload; any JSON values. The name "version" is
+    taken by the event class.
     `using`: the database alias; by default the one the router writes messages to.
 
-    Raises TransactionRequired outside `atomic()`, InvalidEvent, InvalidKey, UnencodableValue
-    and NulCharacter; then nothing is stored.
+    Raises TransactionRequired outside `atomic()`, InvalidEvent, InvalidKey, InvalidHeaders,
+    UnencodableValue and NulCharacter; then nothing is stored.
     """
     alias = _writable(using)
-    return message_log.append(events.draft(event, headers), alias)
+    return message_log.append(events.draft(event, _valid(headers)), alias)
 
 
 def publish_many(
@@ -38,10 +40,18 @@ def publish_many(
     """Publish events with one statement and return their positions, in the same order.
 
     The events may belong to several channels. `headers` go with each of them. Arguments and
-    errors as for `publish`.
+    errors as for `publish`; an error says which event of the batch it is about, from 0 on.
     """
     alias = _writable(using)
-    return message_log.append_many([events.draft(event, headers) for event in batch], alias)
+    valid = _valid(headers)
+    drafts: list[events.Draft] = []
+    for event in batch:
+        try:
+            drafts.append(events.draft(event, valid))
+        except OutboxError as error:
+            error.add_note(f"It is about batch[{len(drafts)}].")
+            raise
+    return message_log.append_many(drafts, alias)
 
 
 def publish_raw(
@@ -49,23 +59,24 @@ def publish_raw(
     type: str,
     payload: Any,
     *,
-    key: events.Key = None,
+    key: Key = None,
     headers: Headers = None,
     using: str | None = None,
 ) -> int:
     """Publish a message without an event class and return its position.
 
     `channel`: 1 to 63 characters. `type`: the name on the wire. `payload`: any JSON value.
-    `key`: text or a number, or None for no key. Other arguments and errors as for `publish`,
-    and InvalidChannel.
+    `key`: text, a number or a UUID, or None for no key. `headers`: as for `publish`; for an event
+    class of a later version than 1 they name it, as in `{"version": 2}`. Other arguments and
+    errors as for `publish`, and InvalidChannel and InvalidTypeName.
     """
     alias = _writable(using)
     draft = events.Draft(
         events.valid_channel(channel),
-        events.key_text(key),
-        events.valid_text(type, "the type"),
+        events.valid_type_name(type),
         payload,
-        headers,
+        key_text(key),
+        _valid(headers, may_have_version=True),
     )
     return message_log.append(draft, alias)
 
@@ -75,3 +86,21 @@ def _writable(using: str | None) -> str:
     if settings().require_transaction and not transaction.get_connection(alias).in_atomic_block:
         raise TransactionRequired(using=alias)
     return alias
+
+
+def _valid(headers: Any, *, may_have_version: bool = False) -> dict[str, Any] | None:
+    """Return headers as a dict, None for none; raises InvalidHeaders."""
+    if headers is None:
+        return None
+    if not isinstance(headers, Mapping):
+        raise InvalidHeaders(headers=headers, reason="use a mapping")
+    version = headers.get(events.VERSION_HEADER, 1)
+    if events.VERSION_HEADER in headers and not may_have_version:
+        raise InvalidHeaders(
+            headers=headers, reason='"version" is the event class\'s own: use another name'
+        )
+    if not events.is_version(version):
+        raise InvalidHeaders(
+            headers=headers, reason='"version" is the payload\'s: use a whole number from 1 on'
+        )
+    return dict(headers)

@@ -1,4 +1,4 @@
-"""The statements of `queries.sql`, by name.
+"""The statements of `queries.sql`, and the templates of `capture.sql`, by name.
 
 A block starts with `-- name: NAME`; the comment lines below it describe the statement and
 are sent to nobody; parameters are written `%(name)s`.
@@ -14,8 +14,8 @@ _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | r
 
 
 @functools.cache
-def _statements() -> dict[str, str]:
-    text = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
+def _statements(file: str) -> dict[str, str]:
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
     return {name: _without_comments(body) for name, body in _BLOCK.findall(text)}
 
 
@@ -24,6 +24,6 @@ def _without_comments(body: str) -> str:
 
 
 @functools.cache
-def statement(name: str) -> str:
+def statement(name: str, file: str = "queries.sql") -> str:
     """Return the SQL text of the statement `name`; KeyError when there is none."""
-    return _statements()[name]
+    return _statements(file)[name]

@@ -21,7 +21,7 @@ class LogTrigger(pgtrigger.Trigger):
         self.executes = executes
         super().__init__(func="RETURN NULL;", **options)
 
-    def render_execute(self, model: type[models.Model]) -> str:
+    def render_execute(self, model: models.Model) -> str:
         """Return the call that replaces pgtrigger's own function."""
         return f"{self.executes}()"
 
@@ -37,7 +37,7 @@ SEAL_AND_SIGNAL = LogTrigger(
     executes="outbox_seal_and_signal",
     when=pgtrigger.After,
     operation=pgtrigger.Insert,
-    referencing=pgtrigger.Referencing(new="appended"),
+    referencing=pgtrigger.Referencing(new="appended"),  # type: ignore[no-untyped-call]
 )
 APPEND_ONLY = LogTrigger(
     name="append_only",

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,6 @@ FIRST_POLL = 0.02
 """Seconds of the first wait when only polling; it doubles up to the poll interval."""
 LONGEST_SHORT_WAIT = 0.05
 """Seconds of the longest wait for a publisher in flight."""
-BUSY_LINGER = 5
-"""How many times longer a worker lingers while a publisher is in flight."""
 
 POOLED = (
     "a connection pooler stands before database %r, and LISTEN gets lost in one: polling, at most "
@@ -64,6 +63,7 @@ class Wakeups:
         self.linger = chosen.linger if linger is None else linger
         self.alias = self.listen if isinstance(self.listen, str) else using
         self._pipe = os.pipe()
+        weakref.finalize(self, _close, *self._pipe)
         os.set_blocking(self._pipe[0], False)
         os.set_blocking(self._pipe[1], False)
         self._raw: Any = None
@@ -75,29 +75,20 @@ class Wakeups:
 
     def wait(self, horizon: int) -> None:
         """Wait a step, after nothing was found up to `horizon`; the caller then looks again."""
-        if self._lingers(horizon):
-            self._sleep(SHORT_WAIT)
-        elif not self.listen:
-            self._poll(horizon)
-        elif not self._is_idle:
-            self._become_idle()
-        elif message_log.last_position(self.using) > horizon:
-            self._wait_for_publisher()
-        else:
-            self._sleep(self._until_due())
-            self._drop_locks()
-            self._short_waits = 0
-
-    def _lingers(self, horizon: int) -> bool:
-        """Tell whether it is too early for the idle locks, which cost each publisher a NOTIFY."""
         now = time.monotonic()
         if self._idle_since is None:
             self._idle_since = now
-        idle = now - self._idle_since
-        if idle < self.linger:
-            return True
-        may_be_busy = self.listen and not self._is_idle and idle < BUSY_LINGER * self.linger
-        return bool(may_be_busy) and message_log.last_position(self.using) > horizon
+        if now - self._idle_since < self.linger:
+            self._sleep(SHORT_WAIT)
+        elif not self.listen:
+            self._poll(horizon)
+        elif message_log.last_position(self.using) > horizon:
+            self._wait_for_publisher()
+        elif not self._is_idle:
+            self._become_idle()
+        else:
+            self._sleep(self._until_due())
+            self._short_waits = 0
 
     def stay_awake(self) -> None:
         """Note that there was something to do."""
@@ -185,3 +176,8 @@ class Wakeups:
         if not driver.take_notifications(self._raw, self._heard):
             select.select([driver.fileno(self._raw), self._pipe[0]], [], [], seconds)
             driver.take_notifications(self._raw, self._heard)
+
+
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -74,7 +74,8 @@ class Worker:
     def run_once(self) -> int | None:
         """Handle one batch of one range and return how many messages it moved past.
 
-        None when nothing is pending; 0 when the next message failed and its range backs off.
+        None when nothing is pending; 0 when the next message failed and its range backs off, or
+        the range moved past messages that are not its own.
         """
         if not self._is_registered:
             self.register()
@@ -179,6 +180,8 @@ class Worker:
                 raise
             if committed:
                 logger.exception("a function registered with on_commit() raised; the batch is kept")
+            elif driver.is_conflict(error):
+                return 0
             elif is_database_error and batch is not None and not batch.is_leased:
                 return self._suspect(batch, error)
             else:

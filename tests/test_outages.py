@@ -47,9 +47,7 @@ class Site:
         self.environment.pop("OUTBOX_TEST_DB", None)
         self.worker: subprocess.Popen[bytes] | None = None
         self.log = ""
-        subprocess.run(
-            [sys.executable, MANAGE, "migrate", "-v0"], env=self.environment, check=True
-        )
+        subprocess.run([sys.executable, MANAGE, "migrate", "-v0"], env=self.environment, check=True)
 
     def connect(self) -> Any:
         session = driver.connect(**self.address)
@@ -69,8 +67,10 @@ class Site:
         self.path = path
         with path.open("wb") as output:
             self.worker = subprocess.Popen(
-                [sys.executable, MANAGE, "consume", "billing"]
-                + ["--poll-interval", NO_POLL, "--batch-size", "50"],
+                [
+                    *(sys.executable, MANAGE, "consume", "billing"),
+                    *("--poll-interval", NO_POLL, "--batch-size", "50"),
+                ],
                 env=self.environment,
                 stdout=output,
                 stderr=output,
@@ -148,7 +148,9 @@ def test_ten_seconds_without_a_database_cost_ten_seconds(site, tmp_path):
     administrator.autocommit = True
     with administrator.cursor() as cursor:
         cursor.execute("ALTER DATABASE site ALLOW_CONNECTIONS false")
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'site'")
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'site'"
+        )
         until = time.monotonic() + 10
         wait_until(lambda: time.monotonic() > until)
         cursor.execute("ALTER DATABASE site ALLOW_CONNECTIONS true")

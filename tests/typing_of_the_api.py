@@ -14,7 +14,9 @@ class OrderPlaced(outbox.Event, channel="orders", key="order_id"):
     note: str = ""
 
 
-class Renamed(outbox.Event, channel="orders", key=("order_id", "line"), type="order.line", version=2):
+class Renamed(
+    outbox.Event, channel="orders", key=("order_id", "line"), type="order.line", version=2
+):
     order_id: int
     line: int
 

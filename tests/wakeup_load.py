@@ -46,7 +46,7 @@ class WithoutFlightWait(Wakeups):
             self._sleep(self._until_due())
             self._drop_locks()
         else:
-            super().wait(horizon)
+            self._become_idle()
 
 
 VARIANTS = {"": Wakeups, "look": WithoutSecondLook, "flight": WithoutFlightWait}

@@ -65,6 +65,7 @@ class Migration(migrations.Migration):
                 ("payload", models.JSONField(verbose_name="payload")),
                 ("headers", models.JSONField(verbose_name="headers")),
                 ("created_at", models.DateTimeField(verbose_name="created at")),
+                ("replayed", models.BooleanField(db_default=False, verbose_name="replayed")),
                 (
                     "reason",
                     models.TextField(
@@ -120,10 +121,21 @@ class Migration(migrations.Migration):
                 ("parked", models.BigIntegerField(db_default=0, verbose_name="parked")),
                 ("rate", models.FloatField(db_default=0.0, verbose_name="messages per second")),
                 ("attempts", models.IntegerField(db_default=0, verbose_name="failed attempts")),
+                (
+                    "failed_position",
+                    models.BigIntegerField(
+                        null=True, verbose_name="position of the failed message"
+                    ),
+                ),
                 ("failed_since", models.DateTimeField(null=True, verbose_name="failed since")),
                 ("retry_at", models.DateTimeField(null=True, verbose_name="retry at")),
                 ("last_error", models.TextField(db_default="", verbose_name="last error")),
                 ("paused_until", models.DateTimeField(null=True, verbose_name="paused until")),
+                (
+                    "hold_position",
+                    models.BigIntegerField(null=True, verbose_name="held at position"),
+                ),
+                ("hold_until", models.DateTimeField(null=True, verbose_name="held until")),
                 ("lease_token", models.BigIntegerField(db_default=0, verbose_name="fencing token")),
                 ("leased_until", models.DateTimeField(null=True, verbose_name="leased until")),
                 ("leased_by", models.TextField(db_default="", verbose_name="leased by")),
@@ -154,6 +166,45 @@ class Migration(migrations.Migration):
                         ),
                         name="outbox_cursor_slots",
                     ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Snapshot",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("model", models.TextField(verbose_name="model")),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("conditions", models.TextField(db_default="", verbose_name="conditions")),
+                ("last_key", models.JSONField(null=True, verbose_name="last primary key")),
+                ("emitted", models.BigIntegerField(db_default=0, verbose_name="emitted messages")),
+                (
+                    "started_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="started at"
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="last commit"
+                    ),
+                ),
+                ("finished_at", models.DateTimeField(null=True, verbose_name="finished at")),
+            ],
+            options={
+                "verbose_name": "snapshot",
+                "verbose_name_plural": "snapshots",
+                "db_table": "outbox_snapshot",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("model", "channel"), name="outbox_snapshot_once"
+                    )
                 ],
             },
         ),

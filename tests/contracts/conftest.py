@@ -1,7 +1,8 @@
+import contextlib
 import re
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
 
 from tests.contracts.harness import Background, Gate, backend, execute, value
 from tests.shop.gates import GATES, gate_key
@@ -30,6 +31,27 @@ LOCKS_THEN_GATE = """
 def early_log(db):
     """Each test begins with an empty log early in its sequence, however much the others published."""
     execute(connection, "SELECT setval('outbox_message_position_seq', 1000)")
+
+
+@pytest.fixture(autouse=True)
+def no_endless_wait(db):
+    """A statement of the test itself that waits for a lock which nobody lets go fails the test."""
+    execute(connection, "SET lock_timeout = '20s'")
+    yield
+    with contextlib.suppress(DatabaseError):
+        execute(connection, "RESET lock_timeout")
+
+
+@pytest.fixture
+def connect(connect):
+    """The same for the raw sessions."""
+
+    def open_connection():
+        session = connect()
+        execute(session, "SET lock_timeout = '20s'")
+        return session
+
+    return open_connection
 
 
 @pytest.fixture

@@ -1,10 +1,24 @@
 DROP TABLE outbox_message;
+DROP FUNCTION outbox_advance(
+    bigint, integer, bigint, bigint, bigint, bigint, bigint, float8, integer, bigint, float8, text, float8
+);
+DROP FUNCTION outbox_row_image(record, jsonb);
+DROP FUNCTION outbox_signal_waiters(text);
+DROP FUNCTION outbox_waiter_signal(text);
+DROP FUNCTION outbox_waiter_key(text);
+DROP FUNCTION outbox_backlog(text, bigint, integer, integer, bigint);
+DROP FUNCTION outbox_claim(text[], text[], bigint, bigint[], integer[]);
+DROP FUNCTION outbox_next(text, bigint, bigint);
+DROP FUNCTION outbox_batch_limit(outbox_cursor, bigint, bigint);
+DROP FUNCTION outbox_slots(text, bigint, bigint);
 DROP FUNCTION outbox_pending(text, bigint, bigint, integer, integer);
 DROP FUNCTION outbox_read(text, bigint, bigint, integer, integer, integer);
-DROP FUNCTION outbox_horizon(boolean);
+DROP FUNCTION outbox_horizon();
+DROP FUNCTION outbox_horizon_beside(integer);
 DROP FUNCTION outbox_create_segment(bigint, bigint);
 DROP FUNCTION outbox_refuse_rewrite();
 DROP FUNCTION outbox_seal_and_signal();
+DROP FUNCTION outbox_is_idle(text);
 DROP FUNCTION outbox_take_floor();
 DROP FUNCTION outbox_signal_name(text);
 DROP FUNCTION outbox_idle_key(text);

@@ -1,0 +1,1 @@
+"""Measurements of the outbox, each beside its floor: `python -m benchmarks [NAME ...]`."""

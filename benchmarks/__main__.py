@@ -1,0 +1,33 @@
+"""python -m benchmarks: run the named benchmarks, or all, on a database of their own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+
+NAMES = ("publish", "consume", "storage", "wakeup", "publishers", "parking", "scaling", "pgpubsub")
+
+
+def main() -> None:
+    """Run the benchmarks that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the outbox, each figure beside its floor from the same run. Uses the "
+        "server of DATABASE_URL, where it makes and drops the database outbox_benchmarks, or a "
+        "temporary server of its own.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer messages: a rough look")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+    harness = importlib.import_module("benchmarks.harness")
+    with harness.database():
+        for name in options.names or NAMES:
+            importlib.import_module(f"benchmarks.{name}").run(quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
