@@ -27,7 +27,7 @@ def orders(count: int, first: int = 1_000_000) -> list[OrderPlaced]:
             customer=f"customer-{number % 1000:03}",
             total=Decimal(number % 900 + 100) / 4 + Decimal("0.25"),
             paid=number % 2 == 0,
-            address="c/o Lighthouse Trading Company, 128 Harbour Street, D-20457 Hamburg, Germany",
+            address="c/o Lighthouse Trading Company Ltd, 128 Harbour Street, D-20457 Hamburg, Germany",
         )
         for number in range(first, first + count)
     ]

@@ -36,7 +36,7 @@ def run(*, quick: bool) -> None:
         print("\ndjango-pgpubsub is not installed (pip install '.[bench]'): not compared.")
     call_command("pgtrigger", "install", verbosity=0)
     _show_cost("bulk_create", ROWS, _in_bulk, 5 if quick else 21, 3)
-    _show_cost("save()", 100, _singly, 50 if quick else 300, 1)
+    _show_cost("save()", 25, _singly, 100 if quick else 800, 1)
     if IS_INSTALLED:
         _show_consumption(1 if quick else 3)
 

@@ -18,7 +18,7 @@ from . import groups as group_registry
 from .cursors import known_group
 from .exceptions import InvalidReset, UnknownGroup
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import statement, with_zones
 
 
 class CursorRow(NamedTuple):
@@ -67,7 +67,7 @@ def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None
     with connections[using].cursor() as cursor:
         cursor.execute(statement(query), parameters or None)
         row: tuple[Any, ...] | None = cursor.fetchone()
-    return row
+    return None if row is None else with_zones(row)
 
 
 def scalar(query: str, using: str, **parameters: Any) -> Any:
@@ -88,5 +88,5 @@ def _declared(group: ConsumerGroup | str) -> ConsumerGroup | None:
 def _rows(query: str, group: str, channels: list[str] | None, using: str) -> list[CursorRow]:
     with connections[using].cursor() as cursor:
         cursor.execute(statement(query), {"group": group, "channels": channels})
-        rows = [CursorRow(*row) for row in cursor.fetchall()]
+        rows = [CursorRow(*with_zones(row)) for row in cursor.fetchall()]
     return sorted(rows, key=lambda row: row[1:3])

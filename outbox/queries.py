@@ -6,9 +6,14 @@ are sent to nobody; parameters are written `%(name)s`.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from django.utils import timezone
 
 _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -27,3 +32,13 @@ def _without_comments(body: str) -> str:
 def statement(name: str, file: str = "queries.sql") -> str:
     """Return the SQL text of the statement `name`; KeyError when there is none."""
     return _statements(file)[name]
+
+
+def zoned(time: datetime.datetime) -> datetime.datetime:
+    """Return a time of the database with its zone; without USE_TZ Django leaves it out."""
+    return timezone.make_aware(time) if timezone.is_naive(time) else time
+
+
+def with_zones(row: Iterable[Any]) -> tuple[Any, ...]:
+    """Return a row of the database whose times have their zones."""
+    return tuple(zoned(each) if isinstance(each, datetime.datetime) else each for each in row)

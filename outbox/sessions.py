@@ -8,7 +8,7 @@ import datetime
 from django.db import connections
 
 from . import message_log
-from .queries import statement
+from .queries import statement, with_zones
 
 PREFIX = "outbox:"
 CUT = "..."
@@ -84,14 +84,14 @@ def worker_sessions(using: str = "default") -> list[Session]:
     with connections[using].cursor() as cursor:
         cursor.execute(statement("see_workers"))
         rows = cursor.fetchall()
-    return [Session(*row) for row in rows]
+    return [Session(*with_zones(row)) for row in rows]
 
 
 def floor_holders(using: str = "default") -> list[Holder]:
     """Return who holds a floor, the lowest first and of equal ones the oldest first."""
     with connections[using].cursor() as cursor:
         cursor.execute(statement("see_floors"))
-        return [Holder(*row) for row in cursor.fetchall()]
+        return [Holder(*with_zones(row)) for row in cursor.fetchall()]
 
 
 def see_horizon(using: str = "default") -> HorizonStatus:

@@ -27,7 +27,9 @@ from .queries import statement
 logger = logging.getLogger("outbox.wakeups")
 
 SHORT_WAIT = 0.002
-"""Seconds of the first wait for a publisher in flight, and of the steps of a linger."""
+"""Seconds of the first wait for a publisher in flight."""
+LINGER_STEP = 0.0005
+"""Seconds between two looks at the sequence while a worker lingers."""
 FIRST_POLL = 0.02
 """Seconds of the first wait when only polling; it doubles up to the poll interval."""
 LONGEST_SHORT_WAIT = 0.05
@@ -79,7 +81,7 @@ class Wakeups:
         if self._idle_since is None:
             self._idle_since = now
         if now - self._idle_since < self.linger:
-            self._sleep(SHORT_WAIT)
+            self._await_position_above(horizon, self._idle_since + self.linger)
         elif not self.listen:
             self._poll(horizon)
         elif message_log.last_position(self.using) > horizon:
@@ -115,6 +117,12 @@ class Wakeups:
             connections[self.alias].close()
         self._raw = None
         self._is_idle = False
+
+    def _await_position_above(self, horizon: int, end: float) -> None:
+        while time.monotonic() < end:
+            self._sleep(LINGER_STEP)
+            if message_log.last_position(self.using) > horizon:
+                return
 
     def _become_idle(self) -> None:
         """Take the idle locks; the caller's next look is the one that counts."""

@@ -16,6 +16,8 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 driver = importlib.import_module("psycopg" if is_psycopg3 else "psycopg2")
 
+DJANGO_OPTIONS = {"assume_role", "isolation_level", "pool", "server_side_binding"}
+"""Options of DATABASES that Django keeps from the driver."""
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 MANAGE = Path(__file__).with_name("manage.py")
@@ -40,7 +42,8 @@ def open_session(entry: Mapping[str, Any]) -> Any:
         "port": "PORT",
     }
     address = {argument: entry[name] for argument, name in names.items() if entry.get(name)}
-    session = driver.connect(**address, **entry.get("OPTIONS", {}))
+    options = {k: v for k, v in entry.get("OPTIONS", {}).items() if k not in DJANGO_OPTIONS}
+    session = driver.connect(**address, **options)
     session.autocommit = True
     return session
 

@@ -5,10 +5,10 @@ import random
 
 import pytest
 from django.db import DatabaseError, IntegrityError, transaction
-from outbox.testing import drain
 
 import outbox
 from outbox.models import Message
+from outbox.testing import drain
 from tests.contracts.harness import backend, execute, handled, insert, stored, terminate
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Order, OrderLine

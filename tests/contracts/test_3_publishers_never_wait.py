@@ -7,9 +7,9 @@ while they run, so a wait is an error and not a matter of speed.
 
 import pytest
 from django.db import connection, transaction
-from outbox.testing import drain
 
 import outbox
+from outbox.testing import drain
 from tests.contracts.harness import (
     backend,
     execute,

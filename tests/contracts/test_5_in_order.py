@@ -188,6 +188,17 @@ def test_a_failing_range_holds_up_no_other_range():
     assert handled("crew") == [other]
 
 
+def test_a_backlog_of_one_range_does_not_starve_another():
+    """A worker serves the range that waited longest, not the one that has most to do."""
+    backlog = [publish(key_of_slot(1)) for _ in range(3)]
+    other = publish(key_of_slot(30000))
+    fair = worker("crew", batch_size=1)
+    for _ in range(2):
+        fair.run_once()
+
+    assert sorted(handled("crew")) == [backlog[0], other]
+
+
 def test_batches_of_one_keep_the_order(connect):
     """The order does not depend on the batch size."""
     session = connect()

@@ -12,6 +12,8 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
 
+from outbox.queries import zoned
+
 WIDTH = 100
 """Columns that a table should fit into; text in its last and first column is cut for that."""
 NARROWEST = 12
@@ -96,7 +98,7 @@ def ago(time: datetime.datetime | None) -> str:
     if time is None:
         return "never"
     now = datetime.datetime.now(datetime.UTC)
-    seconds = max(0.0, (now - time).total_seconds())
+    seconds = max(0.0, (now - zoned(time)).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} ago"
@@ -129,5 +131,5 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, datetime.datetime):
-        return value.isoformat()
+        return zoned(value).isoformat()
     return str(value)
