@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Self, TypeVar, overload
 
 from . import events, groups, message_log, tail
 from .encoding import Key, encode, key_text
@@ -15,7 +15,7 @@ from .groups import ConsumerGroup
 from .tail import StoredMessage
 from .worker import Worker
 
-EventType = TypeVar("EventType", bound=events.Event)
+EventType = TypeVar("EventType")
 
 
 def drain(*chosen: ConsumerGroup | str, using: str = "default") -> int:
@@ -71,7 +71,7 @@ class Published(Sequence[StoredMessage]):
 
     def matching(
         self,
-        type: type[events.Event] | str | None = None,
+        type: type[Any] | str | None = None,
         *,
         channel: str | None = None,
         key: Key = None,
@@ -79,25 +79,22 @@ class Published(Sequence[StoredMessage]):
     ) -> list[StoredMessage]:
         """Return the messages that fit what is given; None fits everything.
 
-        `type`: an event class, or a type name. `payload`: of a mapping only the given keys are
+        `type`: an event class, a `Change[…]`, or a type name. `payload`: of a mapping only the given keys are
         compared; values are compared as they look in JSON.
         """
-        if isinstance(type, str) or type is None:
-            type_name = type
-        else:
-            contract = cast(events.Contract, type.__contract__)
-            type_name, channel = contract.type, channel or contract.channel
+        of_type = None if type is None or isinstance(type, str) else events.sources(type)
         wanted = None if payload is None else json.loads(encode(payload, "payload"))
         return [
             message
             for message in self._messages()
-            if (type_name is None or message.type == type_name)
+            if (of_type is None or (message.channel, message.type) in of_type)
+            and (not isinstance(type, str) or message.type == type)
             and (channel is None or message.channel == channel)
             and (key is None or message.key == key_text(key))
             and (wanted is None or _fits(wanted, message.payload))
         ]
 
-    def one(self, type: type[events.Event] | str | None = None, **conditions: Any) -> StoredMessage:
+    def one(self, type: type[Any] | str | None = None, **conditions: Any) -> StoredMessage:
         """Return the only message that fits; arguments as for `matching`.
 
         Raises AssertionError, which lists what was published, when there is none or several.
@@ -109,13 +106,20 @@ class Published(Sequence[StoredMessage]):
         return found[0]
 
     def events_of(self, type: type[EventType]) -> list[EventType]:
-        """Return the events of a class that were published, decoded."""
-        return [events.decoder_of(type).decode(json.dumps(m.payload)) for m in self.matching(type)]
+        """Return the events of a class, or of a `Change[…]`, that are there, decoded."""
+        return [events.decode(_as_handled(message), type) for message in self.matching(type)]
 
     def _messages(self) -> list[StoredMessage]:
         if self._kept is not None:
             return self._kept
         return tail.visible(self._after, self._using)
+
+
+def _as_handled(message: StoredMessage) -> events.Message:
+    texts = encode(message.payload, "payload"), encode(message.headers, "headers")
+    at = message.created_at.isoformat()
+    named = message.position, message.channel, message.key, message.type
+    return events.Message(*named, 1, False, "", *texts, at)
 
 
 def _fits(wanted: Any, payload: Any) -> bool:

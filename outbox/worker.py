@@ -18,6 +18,7 @@ from . import cursors, dispatcher, driver, leases, message_log
 from . import groups as group_registry
 from .batches import Batch
 from .conf import settings
+from .cursors import Claim
 from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
 from .idle_ranges import IdleRanges
@@ -74,8 +75,7 @@ class Worker:
     def run_once(self) -> int | None:
         """Handle one batch of one range and return how many messages it moved past.
 
-        None when nothing is pending; 0 when the next message failed and its range backs off, or
-        the range moved past messages that are not its own.
+        None when nothing is pending; 0 when the next message failed and its range backs off.
         """
         if not self._is_registered:
             self.register()
@@ -191,9 +191,17 @@ class Worker:
         return moved
 
     def _claim(self) -> Batch | None:
-        claim = cursors.claim(self._turns, self.horizon, self.using, self._idle)
-        if claim is None:
-            return None
+        """Claim a range and read its next messages; move ranges that turn out to have none."""
+        while claim := cursors.claim(self._turns, self.horizon, self.using, self._idle):
+            batch = self._read(claim)
+            if batch.rows:
+                if batch.is_leased:
+                    batch.claim = cursors.lease(claim, batch.group.lease, self.using)
+                return batch
+            dispatcher.conclude(batch)
+        return None
+
+    def _read(self, claim: Claim) -> Batch:
         group = self._by_name[claim.group]
         self._turns.sort(key=lambda each: each is group)
         rows = message_log.read(
@@ -207,8 +215,6 @@ class Worker:
         until = rows[-1][0] if len(rows) == self.batch_size else claim.until
         batch = Batch(group, claim, rows, until, self.using)
         batch.check_constraints = claim.position < self._suspects.get(claim.id, 0)
-        if batch.is_leased:
-            batch.claim = cursors.lease(claim, group.lease, self.using)
         return batch
 
     def _handle(self, batch: Batch) -> int:

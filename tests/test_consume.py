@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
 import outbox
-from outbox import groups, in_hand, pulse, ranges
+from outbox import groups, in_hand, pulse
 from outbox.in_hand import InHand
 from outbox.models import Cursor, ParkedMessage
 from outbox.worker import Worker
@@ -20,6 +20,7 @@ from tests.contracts.harness import execute, handled, stored, worker
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect
 from tests.support import ROOT, manage, start_process, wait_until
+from tests.test_supervisor import is_at_work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -38,10 +39,6 @@ def end(process, number=signal.SIGTERM, timeout=30):
     process.send_signal(number)
     written = "".join(process.communicate(timeout=timeout))
     return process.returncode, written
-
-
-def is_at_work(group):
-    return any(each.owner for each in ranges.describe(groups.get(group)))
 
 
 def test_an_unknown_group_is_refused_with_the_nearest():

@@ -206,14 +206,15 @@ def test_a_missing_segment_fails_no_publisher(witness):
 
 
 @pytest.mark.django_db
-def test_positions_far_beyond_32_bits_work(witness):
-    """The floor's lock has 32 bits; the horizon is right above them, too."""
+@pytest.mark.parametrize("first", [2**32 - 2, 2**32 + 7, 2**33 - 1, 2**62])
+def test_positions_beyond_32_bits_work(witness, first):
+    """The floor's lock has 32 bits; the horizon is right below, at and above each multiple of them."""
     seen = witness("migrations-far", "far").of("Raw")
     with connection.cursor() as cursor:
-        cursor.execute("ALTER SEQUENCE outbox_message_position_seq RESTART WITH 4294967294")
+        cursor.execute(f"ALTER SEQUENCE outbox_message_position_seq RESTART WITH {first}")
     positions = [outbox.publish_raw("far", "Raw", number) for number in range(5)]
 
-    assert positions[-1] == 2**32 + 2
-    assert message_log.horizon("default") == positions[0] - 1
-    assert message_log.horizon("default", count_own_floor=False) == positions[-1]
+    assert positions == list(range(first, first + 5))
+    assert message_log.horizon("default") == first - 1
+    assert message_log.horizon("default", count_own_floor=False) == first + 4
     assert seen.drain() == [0, 1, 2, 3, 4]

@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
 import outbox
-from outbox import groups, ranges
 from outbox.models import Cursor, Message, ParkedMessage
 from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
-from tests.contracts.harness import handled, stored
+from tests.contracts.harness import handled, stored, value
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect
 from tests.support import manage, wait_until
@@ -51,14 +50,15 @@ def children(process):
 def is_alive(pid):
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
 
 
 def is_at_work(group):
-    """Whether a session has a range of the group in hand."""
-    return any(each.owner for each in ranges.describe(groups.get(group)))
+    """Whether a handler of the group is running: it holds a lock named after the group."""
+    locks = "SELECT count(*) FROM pg_locks WHERE objsubid = 2 AND classid::bigint = hashtext(%s)::bigint & 4294967295"
+    return value(connection, locks, group) > 0
 
 
 def working(process, count):

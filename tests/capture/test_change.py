@@ -19,7 +19,7 @@ from django.test.utils import isolate_apps
 
 import outbox
 from outbox import events, row_images
-from outbox.testing import drain
+from outbox.testing import drain, published
 from tests.capture.harness import changes, run_sql, stored
 from tests.library.models import (
     AbstractParent,
@@ -519,3 +519,14 @@ def test_a_batch_handler_gets_changes(declare_group):
     drain(group)
 
     assert seen == [[(str(n), "library.Media") for n in range(3)]]
+
+
+def test_the_test_tools_know_changes():
+    """published() finds and decodes what was captured, like what was published."""
+    with published() as messages:
+        author = Author.objects.create(name="Ann")
+        Media.objects.create(name="x")
+    (event,) = messages.events_of(outbox.Change[Author])
+
+    assert messages.one(outbox.Change[Author]).key == str(author.pk)
+    assert (event.operation, event.new, event.new.name) == ("insert", author, "Ann")

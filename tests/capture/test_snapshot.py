@@ -260,14 +260,24 @@ def test_a_change_after_the_chunk_has_a_higher_position(connect, background):
     assert values == dict(Counter.objects.values_list("pk", "value"))
 
 
-def test_the_session_may_default_to_repeatable_read():
-    """Each chunk sees what was committed before it."""
+def test_the_session_may_default_to_repeatable_read(connect, background):
+    """Each chunk reads what was committed before it, a row that it waited for included."""
     make_counters(3)
-    run_sql("SET default_transaction_isolation = 'repeatable read'")
+    writer, observer = connect(), connect()
+    name = connection.settings_dict["NAME"]
+    run_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
     try:
-        assert snapshot.run(Counter, chunk_size=1) == 3
+        execute(writer, "BEGIN")
+        execute(writer, "UPDATE library_counter SET value = -1 WHERE value = 2")
+        run = background(snapshot.run, Counter)
+        wait_until(lambda: waiting_for_locks(observer))
+        execute(writer, "COMMIT")
+        emitted = run.result()
     finally:
-        run_sql("RESET default_transaction_isolation")
+        run_sql(f"ALTER DATABASE {name} RESET default_transaction_isolation")
+
+    images = [e.new.value for e in changes(Counter, "counters") if e.operation == "snapshot"]
+    assert (emitted, images) == (3, [1, -1, 3])
 
 
 def test_two_runs_at_once_share_the_work(background):

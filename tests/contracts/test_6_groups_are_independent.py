@@ -91,6 +91,7 @@ def test_a_busy_group_holds_up_no_other(background, close_gate):
     handled_meanwhile = handled("shipping")
     gate.open()
     busy.result()
+    drain("billing")
 
     assert handled_meanwhile == positions
     assert handled("billing") == positions

@@ -19,6 +19,9 @@ from tests.shop.events import Countdown, OrderPlaced, OrderShipped, PackingReque
 from tests.shop.gates import wait_at_gate
 from tests.shop.models import Effect, Fault
 
+# Long enough that no test sees a second attempt that it did not ask for.
+UNHURRIED = outbox.Retry(base=300.0, max_delay=300.0, jitter=False)
+
 
 class Broken(Exception):
     """What a handler raises on a fragile message."""
@@ -66,6 +69,7 @@ def handle(group, note, message):
 
 
 def recording_group(name, channels, *events, **options):
+    options.setdefault("retry", UNHURRIED)
     group = outbox.ConsumerGroup(name, channels=channels, start="earliest", **options)
     for event_class in events:
         group.handler(event_class)(lambda event, message: handle(name, event.note, message))
