@@ -16,7 +16,7 @@ import outbox
 from benchmarks import consumers, harness
 from benchmarks.events import CHANNEL, OrderPlaced, orders
 from benchmarks.processes import beside, fork, work
-from outbox import driver, events
+from outbox import driver, encoding, events
 from outbox.queries import statement
 
 ALWAYS = """
@@ -186,7 +186,7 @@ def _by_insert(event: OrderPlaced) -> Callable[[], None]:
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": events.encode(draft.payload, draft.type),
+        "payload": encoding.encode(draft.payload, draft.type),
         "headers": "{}",
     }
     cursor = harness.open_session().cursor()

@@ -7,7 +7,7 @@ from django.db import connection
 from benchmarks import consumers, harness
 from benchmarks.consume import consumer, load
 from benchmarks.events import orders
-from outbox import events
+from outbox.encoding import encode
 
 BYTES = """
     SELECT
@@ -42,7 +42,7 @@ def run(*, quick: bool) -> None:
     dead, changed = harness.execute(DEAD)[0]
     pages = harness.execute(PAGES)[0][0]
     harness.empty_log()
-    payload = events.encode(orders(1)[0], "payload")
+    payload = encode(orders(1)[0], "payload")
     harness.execute(SPREAD, {"payload": payload, "count": backlog})
     spread_table, spread_indexes = harness.execute(BYTES, {"count": backlog})[0]
     harness.show(

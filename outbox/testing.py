@@ -79,8 +79,8 @@ class Published(Sequence[StoredMessage]):
     ) -> list[StoredMessage]:
         """Return the messages that fit what is given; None fits everything.
 
-        `type`: an event class, a `Change[…]`, or a type name. `payload`: of a mapping only the given keys are
-        compared; values are compared as they look in JSON.
+        `type`: an event class, a `Change[…]`, or a type name. `payload`: of a mapping only the
+        given keys are compared; values are compared as they look in JSON.
         """
         of_type = None if type is None or isinstance(type, str) else events.sources(type)
         wanted = None if payload is None else json.loads(encode(payload, "payload"))
