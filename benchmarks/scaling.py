@@ -171,10 +171,10 @@ def _claimer(group: outbox.ConsumerGroup) -> Callable[[], float]:
             if idle and horizon - settled > cursors.IDLE_GAP:
                 cursors.settle(idle, "default")
                 settled = horizon
-            claimed = cursors.claim([group], horizon, "default", idle)
+            found = cursors.claim([group], horizon, "default", 1, idle)
             spent = time.perf_counter() - began
-            assert claimed is not None and claimed.until == horizon
-            cursors.advance(claimed, cursors.Advance(horizon, processed=HOT), "default")
+            assert found is not None and found[0].until == horizon
+            cursors.advance(found[0], cursors.Advance(horizon, processed=HOT), "default")
         return spent
 
     return claim

@@ -17,7 +17,7 @@ from django.db import connections
 
 from .cursors import SLOTS, known_group
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def audit(group: ConsumerGroup | str, using: str = "default") -> Audit:
     """Return the account of a group since its last reset; raises UnknownGroup."""
     name = known_group(group, using)
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("audit_ranges"), {"group": name})
+        run_statement(cursor, "audit_ranges", {"group": name})
         ranges = [_Range(*row) for row in cursor.fetchall()]
     by_channel = itertools.groupby(ranges, key=lambda each: each.channel)
     channels = [_account(channel, list(parts)) for channel, parts in by_channel]

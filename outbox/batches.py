@@ -45,6 +45,15 @@ class Batch:
         return self.group.delivery == "at_least_once"
 
     @property
+    def is_single(self) -> bool:
+        """Whether it is one message of which nothing must be kept when it fails.
+
+        Then the transaction of the claim is rolled back, not a savepoint: a round trip less.
+        """
+        may_be = not (self.is_leased or self.claim.parked or self.check_constraints)
+        return may_be and len(self.rows) == 1
+
+    @property
     def failure(self) -> Failure | None:
         """Why the batch ended before its next row, which is to be tried again."""
         last = self.failures[-1] if self.failures else None

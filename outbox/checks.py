@@ -13,7 +13,7 @@ from django.db import OperationalError, connections, router
 
 from . import events, groups
 from .conf import ALLOWED, Settings
-from .queries import statement
+from .queries import run_statement
 
 OLDEST_POSTGRES = 140000
 
@@ -140,7 +140,7 @@ def _check_alias(alias: str) -> list[checks.CheckMessage]:
         return []
     try:
         with connection.cursor() as cursor:
-            cursor.execute(statement("describe_log"))
+            run_statement(cursor, "describe_log")
             version, cache, missing = cursor.fetchone()
     except OperationalError as error:
         return [

@@ -18,7 +18,7 @@ from django.db import router, transaction
 from . import driver, events
 from .encoding import encode
 from .exceptions import InvalidContext
-from .queries import statement
+from .queries import run_statement
 
 _LEAD = r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*"
 WRITE = re.compile(rf"{_LEAD}(?:INSERT|UPDATE|DELETE|MERGE|COPY|WITH)\b", re.I | re.S)
@@ -111,7 +111,7 @@ class _Carrier:
         if wanted != self.applied:
             # The driver's own cursor: not a statement of the project, not to be watched.
             with self.connection.wrap_database_errors, self.connection.connection.cursor() as raw:
-                raw.execute(statement("set_context"), {"context": wanted})
+                run_statement(raw, "set_context", {"context": wanted})
             self.applied = wanted
 
     def _resolved(self) -> str:

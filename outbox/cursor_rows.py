@@ -18,7 +18,7 @@ from . import groups as group_registry
 from .cursors import known_group
 from .exceptions import InvalidReset, UnknownGroup
 from .groups import ConsumerGroup
-from .queries import statement, with_zones
+from .queries import run_statement, with_zones
 
 
 class CursorRow(NamedTuple):
@@ -65,7 +65,7 @@ def see(group: str, using: str) -> list[CursorRow]:
 def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None:
     """Run a statement and return its first row, if any."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(query), parameters or None)
+        run_statement(cursor, query, parameters or None)
         row: tuple[Any, ...] | None = cursor.fetchone()
     return None if row is None else with_zones(row)
 
@@ -87,6 +87,6 @@ def _declared(group: ConsumerGroup | str) -> ConsumerGroup | None:
 
 def _rows(query: str, group: str, channels: list[str] | None, using: str) -> list[CursorRow]:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(query), {"group": group, "channels": channels})
+        run_statement(cursor, query, {"group": group, "channels": channels})
         rows = [CursorRow(*with_zones(row)) for row in cursor.fetchall()]
     return sorted(rows, key=lambda row: row[1:3])

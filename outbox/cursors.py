@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 from django.db import connections, transaction
 
 from . import events, message_log
@@ -21,7 +23,7 @@ from .exceptions import StaleClaim
 from .groups import ConsumerGroup
 from .groups import get as get_group
 from .idle_ranges import IdleRanges
-from .queries import statement
+from .queries import array, run_statement
 
 SLOTS = 32768
 IDLE_GAP = 10_000
@@ -54,7 +56,7 @@ class Claim:
     """Since its last commit."""
     failing_seconds: float | None
     """Since the first failure of the failed message; None when none has failed."""
-    until: int = 0
+    until: int
     """Up to which position this batch may move the range, at most the horizon."""
 
     @property
@@ -78,6 +80,10 @@ class Claim:
             created_at,
         )
 
+    def continues(self, other: Claim) -> bool:
+        """Tell whether nothing happened to the range since another claim of it."""
+        return _state(self) == _state(other)
+
     def attempts_at(self, position: int) -> int:
         """Return how many recorded attempts at a position have failed."""
         return self.attempts if position == self.failed_position else 0
@@ -95,6 +101,10 @@ class Claim:
             rate=_rate(self, change.count),
             idle_seconds=seconds,
         )
+
+
+_state = operator.attrgetter("generation", "lease_token", "position", "attempts", "parked")
+_decode_claim = msgspec.json.Decoder(Claim).decode
 
 
 @dataclasses.dataclass(slots=True)
@@ -133,9 +143,10 @@ def register(groups: Iterable[ConsumerGroup], using: str) -> None:
 def _register_channel(group: ConsumerGroup, channel: str, position: int, using: str) -> None:
     bounds = slot_ranges(group.parallelism)
     with transaction.atomic(using=using), connections[using].cursor() as cursor:
-        cursor.execute(statement("lock_group_shape"), {"group": group.name, "channel": channel})
-        cursor.execute(
-            statement("create_cursors"),
+        run_statement(cursor, "lock_group_shape", {"group": group.name, "channel": channel})
+        run_statement(
+            cursor,
+            "create_cursors",
             {
                 "group": group.name,
                 "channel": channel,
@@ -153,9 +164,13 @@ def slot_ranges(count: int) -> list[tuple[int, int]]:
 
 
 def claim(
-    groups: Sequence[ConsumerGroup], horizon: int, using: str, idle: IdleRanges | None = None
-) -> Claim | None:
-    """Lock a cursor that has something to do up to `horizon`, if any.
+    groups: Sequence[ConsumerGroup],
+    horizon: int,
+    using: str,
+    most: int,
+    idle: IdleRanges | None = None,
+) -> tuple[Claim, list[message_log.Row]] | None:
+    """Lock a cursor that has something to do up to `horizon`, if any, and read `most` messages.
 
     The first of `groups` that has one, and in it the least recently served. Skips cursors that
     others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
@@ -164,18 +179,19 @@ def claim(
     idle = IdleRanges() if idle is None else idle
     pairs = [(group.name, channel) for group in groups for channel in group.channels]
     parameters: dict[str, Any] = {
-        "groups": [name for name, _ in pairs],
-        "channels": [channel for _, channel in pairs],
+        "groups": array(name for name, _ in pairs),
+        "channels": array(channel for _, channel in pairs),
         "horizon": horizon,
+        "most": most,
         **idle.parameters(),
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("claim_cursor"), parameters)
+        run_statement(cursor, "claim_batch", parameters)
         rows = cursor.fetchall()
-    for is_idle, *row in rows:
-        found = Claim(*row)
+    for index, (*_, image, is_idle) in enumerate(rows):
+        found = _decode_claim(image)
         if not is_idle:
-            return found
+            return found, [row[:6] for row in rows[index:] if row[0] is not None]
         if idle.horizon == horizon:
             idle.add(found.id, found.generation, found.channel, found.slots)
     return None
@@ -204,7 +220,7 @@ def advance(claim: Claim, change: Advance, using: str, lease: float | None = Non
         "lease": lease,
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("advance_cursor"), parameters)
+        run_statement(cursor, "advance_cursor", parameters)
         if not cursor.fetchone()[0]:
             raise StaleClaim(cursor=claim.id)
 
@@ -221,9 +237,9 @@ def lock(cursor_id: int, using: str) -> tuple[Claim, str | None] | None:
     Must run inside a transaction; waits for the batch in hand.
     """
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("lock_cursor"), {"id": cursor_id})
+        run_statement(cursor, "lock_cursor", {"id": cursor_id})
         row = cursor.fetchone()
-    return (Claim(*row[:-1]), row[-1]) if row else None
+    return (_decode_claim(row[0]), row[1]) if row else None
 
 
 def holder(pid: int | None = None) -> str:
@@ -235,7 +251,7 @@ def lease(claim: Claim, seconds: float, using: str) -> Claim:
     """Lease a claimed range, so that it stays claimed after the commit; return the new claim."""
     parameters: dict[str, Any] = {"id": claim.id, "lease": seconds, "holder": holder()}
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("take_lease"), parameters)
+        run_statement(cursor, "take_lease", parameters)
         return dataclasses.replace(claim, lease_token=int(cursor.fetchone()[0]))
 
 
@@ -251,7 +267,7 @@ def renew(claim: Claim, seconds: float | None, using: str) -> None:
         "lease": seconds,
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("renew_lease"), parameters)
+        run_statement(cursor, "renew_lease", parameters)
         if cursor.rowcount != 1:
             raise StaleClaim(cursor=claim.id)
 
@@ -265,14 +281,14 @@ def settle(idle: IdleRanges, using: str) -> int:
     parameters: dict[str, Any] = {"horizon": idle.horizon, "idle_gap": IDLE_GAP}
     parameters |= idle.parameters()
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("settle_cursors"), parameters)
+        run_statement(cursor, "settle_cursors", parameters)
         return int(cursor.rowcount)
 
 
 def next_retry(groups: Sequence[ConsumerGroup], using: str) -> float | None:
     """Return the seconds until the earliest retry, resume or lease end, None when none is due."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("next_retry"), {"groups": [group.name for group in groups]})
+        run_statement(cursor, "next_retry", {"groups": [group.name for group in groups]})
         seconds = cursor.fetchone()[0]
     return None if seconds is None else max(0.0, float(seconds))
 
@@ -282,6 +298,6 @@ def known_group(group: ConsumerGroup | str, using: str) -> str:
     if isinstance(group, ConsumerGroup):
         return group.name
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("has_cursor"), {"group": group})
+        run_statement(cursor, "has_cursor", {"group": group})
         has_cursor = cursor.fetchone()[0]
     return group if has_cursor else get_group(group).name

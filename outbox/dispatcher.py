@@ -3,7 +3,8 @@
 A batch is optimistic: all of it runs in one savepoint. When a message fails, the savepoint is
 rolled back, the messages before it are run again and kept, and then it is tried alone. If its
 group gives up on it, it is parked or skipped and the batch goes on behind it; else the batch ends
-and the range backs off. Of a leased range the same happens without savepoints.
+and the range backs off. Of a leased range the same happens without savepoints, and a single
+message has none: the claim is rolled back with it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,20 @@ class HandlerFailed(Exception):
         self.cause = cause
 
 
+class SingleFailed(Exception):
+    """The one message of `batch` failed with `cause`: roll back, then call `conclude_failed`."""
+
+    def __init__(self, batch: Batch, cause: Exception) -> None:
+        super().__init__(batch, cause)
+        self.batch = batch
+        self.cause = cause
+
+
 def dispatch(batch: Batch) -> None:
     """Handle the rows in order until one is to be tried again, the time is up, or all are done.
 
     Runs inside the claim's transaction, or outside one when the range is leased. Raises
-    ConnectionLost when the database went away.
+    ConnectionLost when the database went away, and SingleFailed.
     """
     batch.prepare()
     budget = settings().batch_seconds
@@ -54,6 +64,8 @@ def dispatch(batch: Batch) -> None:
                     _check_constraints(batch, batch.handled + handled)
         except HandlerFailed as failed:
             _raise_if_lost(batch, failed.cause)
+            if batch.is_single:
+                raise SingleFailed(batch, failed.cause) from failed.cause
             if failed.stop > batch.handled + 1:
                 suspects, deadline = (failed.start, failed.stop), time.monotonic() + budget
                 continue
@@ -82,6 +94,20 @@ def conclude(batch: Batch, lease: float | None = None) -> Advance:
     change.parked += len(behind)
     cursors.advance(batch.claim, change, batch.using, lease)
     return change
+
+
+def conclude_failed(failed: SingleFailed) -> int:
+    """Write what becomes of a single message that failed, after the roll-back of its claim.
+
+    Runs in a transaction of its own. Does nothing when another worker claimed the range since.
+    Returns how many messages the range moved past. Raises StaleClaim.
+    """
+    batch = failed.batch
+    claim, _ = cursors.lock(batch.claim.id, batch.using) or (None, None)
+    if claim is None or not claim.continues(batch.claim):
+        return 0
+    batch.fail(failed.cause)
+    return conclude(batch).count
 
 
 def back_off(batch: Batch, error: Exception) -> Advance:
@@ -122,7 +148,9 @@ def _next_stop(batch: Batch, suspects: tuple[int, int]) -> int:
 
 
 def _savepoint(batch: Batch) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if batch.is_leased else transaction.atomic(using=batch.using)
+    if batch.is_leased or batch.is_single:
+        return contextlib.nullcontext()
+    return transaction.atomic(using=batch.using)
 
 
 def _check_constraints(batch: Batch, stop: int) -> None:

@@ -13,7 +13,7 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 from . import driver, segments
 from .conf import settings
 from .cursor_rows import one_row, scalar
-from .queries import statement
+from .queries import run_statement
 from .sessions import floor_holders, see_horizon
 
 Level = Literal["ok", "warn", "fail"]
@@ -161,9 +161,9 @@ def _hears_itself(alias: str) -> bool:
     heard = driver.heard_notifications(raw)
     try:
         with connection.cursor() as cursor:
-            cursor.execute(statement("listen_to_doctor"))
-            cursor.execute(statement("notify_doctor"))
-            cursor.execute(statement("unlisten_to_doctor"))
+            run_statement(cursor, "listen_to_doctor")
+            run_statement(cursor, "notify_doctor")
+            run_statement(cursor, "unlisten_to_doctor")
         if driver.take_notifications(raw, heard):
             return True
         with selectors.DefaultSelector() as selector:

@@ -17,7 +17,7 @@ from .conf import settings
 from .cursors import RATE_SECONDS
 from .groups import ConsumerGroup, all_groups
 from .pauses import FOREVER
-from .queries import statement, with_zones
+from .queries import run_statement, with_zones
 from .sessions import HorizonStatus, Session
 
 LEAST_BOUND = 1000
@@ -89,7 +89,7 @@ def read_ranges(
     }
     patience = _patience()
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("see_ranges"), parameters)
+        run_statement(cursor, "see_ranges", parameters)
         names = [column[0] for column in cursor.description]
         rows = [
             RangeRow(**dict(zip(names, with_zones(row), strict=True))) for row in cursor.fetchall()

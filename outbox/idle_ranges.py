@@ -8,12 +8,11 @@ looked at again, once for all ranges of a channel.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
 from typing import Any
 
 from django.db import connections
 
-from .queries import statement
+from .queries import array, run_statement
 
 LONGEST_LOOK = 100_000
 """Positions; past more than that everything is forgotten and found out again range by range."""
@@ -34,9 +33,9 @@ class IdleRanges:
         self._ranges[cursor_id] = (generation, channel, *slots)
 
     def parameters(self) -> dict[str, str]:
-        """Return ids and generations, as array literals, which the server reads fastest."""
+        """Return ids and generations for the statements."""
         generations = (generation for generation, *_ in self._ranges.values())
-        return {"idle_ids": _array(self._ranges), "idle_generations": _array(generations)}
+        return {"idle_ids": array(self._ranges), "idle_generations": array(generations)}
 
     def look(self, horizon: int, using: str) -> None:
         """Move on to a new horizon; forget the ranges that have a message up to it."""
@@ -52,7 +51,7 @@ class IdleRanges:
         channels = sorted({channel for _, channel, _, _ in self._ranges.values()})
         parameters: dict[str, Any] = {"channels": channels, "after": self.horizon, "until": horizon}
         with connections[using].cursor() as cursor:
-            cursor.execute(statement("read_slots"), parameters)
+            run_statement(cursor, "read_slots", parameters)
             return {channel: sorted(slots) for channel, slots in cursor.fetchall()}
 
     def _forget(self, seen: dict[str, list[int]]) -> None:
@@ -61,10 +60,6 @@ class IdleRanges:
             for cursor_id, known in self._ranges.items()
             if not _has_any(seen[known[1]], known[2], known[3])
         }
-
-
-def _array(numbers: Iterable[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _has_any(slots: list[int], first: int, last: int) -> bool:

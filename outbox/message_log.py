@@ -14,7 +14,7 @@ from django.db import connections
 
 from . import events
 from .encoding import encode
-from .queries import statement
+from .queries import run_statement
 
 Row = tuple[int, str | None, str, str, str, str]
 """Position, key, type, and payload, headers and time of publication as text."""
@@ -30,7 +30,7 @@ def append(draft: events.Draft, using: str) -> int:
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("append_message"), parameters)
+        run_statement(cursor, "append_message", parameters)
         return int(cursor.fetchone()[0])
 
 
@@ -40,7 +40,7 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
         return []
     parameters = {"messages": encode(drafts, "batch")}
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("append_messages"), parameters)
+        run_statement(cursor, "append_messages", parameters)
         return [position for (position,) in cursor.fetchall()]
 
 
@@ -74,12 +74,12 @@ def read(
         "most": most,
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("read_messages"), parameters)
+        run_statement(cursor, "read_messages", parameters)
         rows: list[Row] = cursor.fetchall()
     return rows
 
 
 def _scalar(name: str, using: str) -> Any:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(name))
+        run_statement(cursor, name)
         return cursor.fetchone()[0]

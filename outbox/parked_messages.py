@@ -18,7 +18,7 @@ from . import events, failures, groups, signals
 from .cursors import Claim
 from .exceptions import KeyReleased, NotParked, OutboxError, UnknownGroup
 from .failures import Failure
-from .queries import statement
+from .queries import run_statement
 
 RESHAPES = 20
 """How often a range may be split or merged while we wait for its lock."""
@@ -53,7 +53,7 @@ def blocked_keys(claim: Claim, keys: Iterable[str | None], using: str) -> set[st
     }
     name = "parked_keys" if claim.parked <= len(wanted) else "blocked_keys"
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(name), parameters)
+        run_statement(cursor, name, parameters)
         return {key for (key,) in cursor.fetchall()}
 
 
@@ -84,14 +84,14 @@ def park_behind(claim: Claim, positions: Sequence[int], using: str) -> None:
 def queues(group: str, key: str | None, using: str) -> list[Queue]:
     """Return the queues of a group, or of one of its keys, by their first positions."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("list_queues"), {"group": group, "key": key})
+        run_statement(cursor, "list_queues", {"group": group, "key": key})
         return [Queue(group, *row) for row in cursor.fetchall()]
 
 
 def count(queue: Queue, using: str) -> int:
     """Return how many messages a queue has now."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("count_queue"), dataclasses.asdict(queue))
+        run_statement(cursor, "count_queue", dataclasses.asdict(queue))
         return int(cursor.fetchone()[0])
 
 
@@ -100,7 +100,7 @@ def lock(queue: Queue, using: str) -> int:
     parameters = dataclasses.asdict(queue)
     with connections[using].cursor() as cursor:
         for _ in range(RESHAPES):
-            cursor.execute(statement("lock_slot"), parameters)
+            run_statement(cursor, "lock_slot", parameters)
             if row := cursor.fetchone():
                 return int(row[0])
     raise OutboxError(
@@ -112,7 +112,7 @@ def lock(queue: Queue, using: str) -> int:
 def first(queue: Queue, using: str) -> tuple[events.Message, float] | None:
     """Return the first message of a queue, and the seconds since its first failure."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("first_parked"), dataclasses.asdict(queue))
+        run_statement(cursor, "first_parked", dataclasses.asdict(queue))
         row = cursor.fetchone()
     if row is None:
         return None
@@ -176,5 +176,5 @@ def _error_columns(failure: Failure) -> dict[str, Any]:
 
 def _execute(name: str, parameters: dict[str, Any], using: str) -> int:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(name), parameters)
+        run_statement(cursor, name, parameters)
         return int(cursor.rowcount)

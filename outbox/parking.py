@@ -20,7 +20,7 @@ from .failures import Failure
 from .groups import ConsumerGroup
 from .models import ParkedMessage
 from .parked_messages import Queue
-from .queries import statement
+from .queries import run_statement
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -269,5 +269,5 @@ def _is_certain(claim: Claim, failure: Failure, using: str) -> bool:
         "slot_to": claim.slot_to,
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("is_next"), parameters)
+        run_statement(cursor, "is_next", parameters)
         return bool(cursor.fetchone()[0])

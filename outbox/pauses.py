@@ -15,7 +15,7 @@ from .cursor_rows import CursorRow, one_row, scalar
 from .cursors import known_group
 from .exceptions import InvalidPause
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 
 FOREVER = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
 """The end of a pause that only `resume` ends."""
@@ -42,7 +42,7 @@ def pause(
         rows = cursor_rows.hold(group, channels, using)
         with connections[using].cursor() as cursor:
             ids = [row.id for row in rows]
-            cursor.execute(statement("pause_cursors"), {"ids": ids, "until": end})
+            run_statement(cursor, "pause_cursors", {"ids": ids, "until": end})
         _record("pause", group, rows, end, reason, using)
     return rows
 
@@ -63,7 +63,7 @@ def resume(
         held = cursor_rows.hold(group, channels, using)
         rows = [row for row in held if row.paused_until is not None and row.paused_until > now]
         with connections[using].cursor() as cursor:
-            cursor.execute(statement("resume_cursors"), {"ids": [row.id for row in rows]})
+            run_statement(cursor, "resume_cursors", {"ids": [row.id for row in rows]})
         one_row("wake_workers", using, channels=sorted({row.channel for row in rows}))
         if rows:
             _record("resume", group, rows, None, reason, using)

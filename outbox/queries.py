@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from django.utils import timezone
 
 _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
+_PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
 @functools.cache
@@ -32,6 +33,34 @@ def _without_comments(body: str) -> str:
 def statement(name: str, file: str = "queries.sql") -> str:
     """Return the SQL text of the statement `name`; KeyError when there is none."""
     return _statements(file)[name]
+
+
+def run_statement(cursor: Any, name: str, parameters: Mapping[str, Any] | None = None) -> None:
+    """Execute the statement `name`; KeyError when one of its parameters is missing.
+
+    They go by position, since wrappers of the connection such as `pgtrigger.ignore()` put a
+    parameter of their own before them.
+    """
+    sql, names = _positional(name)
+    cursor.execute(sql, [parameters[each] for each in names] if parameters else None)
+
+
+@functools.cache
+def _positional(name: str) -> tuple[str, list[str]]:
+    text = statement(name)
+    return _PARAMETER.sub("%s", text), _PARAMETER.findall(text)
+
+
+def array(values: Iterable[object]) -> str:
+    """Return values as an array literal: a parameter that driver and server read fastest."""
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: object) -> str:
+    if isinstance(value, int):
+        return str(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def zoned(time: datetime.datetime) -> datetime.datetime:

@@ -259,20 +259,12 @@ CROSS JOIN LATERAL outbox_backlog(
 ) AS backlog
 ORDER BY channel, slot_from
 
--- name: claim_cursor
--- Locks one cursor row until commit and skips locked ones; the search for a pending message
--- walks outbox_message_by_channel. Idle ranges come first, the claimed one last.
-SELECT
-    is_idle, (claimed).id, (claimed)."group", (claimed).channel, (claimed).slot_from,
-    (claimed).slot_to, (claimed).position, (claimed).generation, (claimed).lease_token,
-    (claimed).seen_position, (claimed).parked, (claimed).attempts, (claimed).failed_position,
-    (claimed).rate,
-    extract(epoch FROM clock_timestamp() - (claimed).updated_at)::float8,
-    extract(epoch FROM clock_timestamp() - (claimed).failed_since)::float8,
-    until
+-- name: claim_batch
+-- Locks one cursor row until commit and skips locked ones; the search for its messages walks
+-- outbox_message_by_channel. Idle ranges come first, then the claim with its first message.
+SELECT *
 FROM outbox_claim(
-    %(groups)s::text[], %(channels)s::text[], %(horizon)s,
-    %(idle_ids)s::bigint[], %(idle_generations)s::integer[]
+    %(groups)s, %(channels)s, %(horizon)s, %(idle_ids)s, %(idle_generations)s, %(most)s
 )
 
 -- name: advance_cursor
@@ -528,7 +520,7 @@ LEFT JOIN (
     WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 20291 AND granted
     GROUP BY pid
 ) AS claims USING (pid)
-WHERE datname = current_database() AND application_name LIKE 'outbox:%'
+WHERE datname = current_database() AND starts_with(application_name, 'outbox:')
 ORDER BY pid
 
 -- name: see_floors
@@ -745,13 +737,8 @@ WHERE id = %(id)s
 
 -- name: lock_cursor
 -- Locks one cursor row by its primary key; waits for the batch in hand.
-SELECT
-    id, "group", channel, slot_from, slot_to, position, generation, lease_token, seen_position,
-    parked, attempts, failed_position, rate,
-    extract(epoch FROM clock_timestamp() - updated_at)::float8,
-    extract(epoch FROM clock_timestamp() - failed_since)::float8,
-    CASE WHEN leased_until > clock_timestamp() THEN leased_by END
-FROM outbox_cursor
+SELECT outbox_claim_of(c, c.position), CASE WHEN leased_until > clock_timestamp() THEN leased_by END
+FROM outbox_cursor AS c
 WHERE id = %(id)s
 FOR UPDATE
 

@@ -20,7 +20,7 @@ from django.db import DatabaseError, connections, transaction
 from . import cursors
 from .exceptions import InvalidGroup, ScaleUnfinished
 from .groups import MOST_RANGES, ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 
 HOLD_SECONDS = 10.0
 """How long a range is held for a merge without being renewed."""
@@ -107,7 +107,7 @@ def describe(
         "bound": LAG_BOUND,
     }
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("describe_ranges"), parameters)
+        run_statement(cursor, "describe_ranges", parameters)
         return [Range(*row) for row in cursor.fetchall()]
 
 
@@ -120,7 +120,7 @@ def _known(group: ConsumerGroup | str, using: str) -> str:
 
 def _channels(group: str, channel: str | None, using: str) -> list[str]:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("list_channels"), {"group": group})
+        run_statement(cursor, "list_channels", {"group": group})
         known = [name for (name,) in cursor.fetchall()]
     chosen = known if channel is None else [channel]
     if not chosen or not set(chosen) <= set(known):
@@ -221,7 +221,7 @@ class _Shape:
     def _fetch(self, name: str, **parameters: Any) -> list[tuple[Any, ...]]:
         parameters |= {"group": self.group, "channel": self.channel}
         with connections[self.using].cursor() as cursor:
-            cursor.execute(statement(name), parameters)
+            run_statement(cursor, name, parameters)
             return list(cursor.fetchall()) if cursor.description else []
 
 

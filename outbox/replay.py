@@ -20,7 +20,7 @@ from .cursor_rows import CursorRow, one_row, scalar
 from .cursors import known_group
 from .exceptions import InvalidReset, InvalidSkip
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 from .scenarios import Place, Scenario
 
 COLUMNS = ["channel", "slot_from", "slot_to", "position"]
@@ -198,9 +198,9 @@ def _execute(
                 "position": move.new,
                 "id": row.id,
             }
-            cursor.execute(statement("forget_parked"), place)
-            cursor.execute(statement("move_cursor"), place)
-        cursor.execute(statement("wake_workers"), {"channels": sorted({r.channel for r in rows})})
+            run_statement(cursor, "forget_parked", place)
+            run_statement(cursor, "move_cursor", place)
+        run_statement(cursor, "wake_workers", {"channels": sorted({r.channel for r in rows})})
     actions.record(
         "reset",
         name,

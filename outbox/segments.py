@@ -14,7 +14,7 @@ from django.db import OperationalError, connections, transaction
 from . import message_log
 from .cursor_rows import one_row, scalar
 from .exceptions import LogIsBusy
-from .queries import statement
+from .queries import run_statement
 
 DEFAULT_SIZE = 10_000_000
 """Positions in a segment, when there is no other whose size could be taken."""
@@ -47,7 +47,7 @@ def list_segments(using: str = "default") -> list[Segment]:
     """Return the segments in the order of their positions, the default one last."""
     head = message_log.last_position(using)
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("see_segments"))
+        run_statement(cursor, "see_segments")
         return [Segment(*(*row, _use(row[1], row[2], head))) for row in cursor.fetchall()]
 
 

@@ -8,7 +8,7 @@ import datetime
 from django.db import connections
 
 from . import message_log
-from .queries import statement, with_zones
+from .queries import run_statement, with_zones
 
 PREFIX = "outbox:"
 CUT = "..."
@@ -82,7 +82,7 @@ class HorizonStatus:
 def worker_sessions(using: str = "default") -> list[Session]:
     """Return the connected workers, by process id."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("see_workers"))
+        run_statement(cursor, "see_workers")
         rows = cursor.fetchall()
     return [Session(*with_zones(row)) for row in rows]
 
@@ -90,7 +90,7 @@ def worker_sessions(using: str = "default") -> list[Session]:
 def floor_holders(using: str = "default") -> list[Holder]:
     """Return who holds a floor, the lowest first and of equal ones the oldest first."""
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("see_floors"))
+        run_statement(cursor, "see_floors")
         return [Holder(*with_zones(row)) for row in cursor.fetchall()]
 
 

@@ -25,7 +25,7 @@ from .capture import CaptureTrigger, captures_of, message_type
 from .events import Draft
 from .exceptions import InvalidSnapshot
 from .models import Snapshot
-from .queries import statement
+from .queries import run_statement
 
 CHUNK_BYTES = 8_000_000
 """Bytes of images in one insert, about."""
@@ -223,10 +223,10 @@ def _save(state: Snapshot) -> None:
 
 def _read_committed(using: str) -> None:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("read_committed"))
+        run_statement(cursor, "read_committed")
 
 
 def _estimate(model: type[models.Model], using: str) -> int:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("estimate_rows"), {"table": model._meta.db_table})
+        run_statement(cursor, "estimate_rows", {"table": model._meta.db_table})
         return int(cursor.fetchone()[0])

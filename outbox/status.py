@@ -14,7 +14,7 @@ from .actions import Action
 from .cursors import known_group
 from .groups import ConsumerGroup
 from .health import SEVERITY, RangeStatus, Status, read_ranges
-from .queries import statement
+from .queries import run_statement
 from .sessions import HorizonStatus, Session, see_horizon, worker_sessions
 
 LAG_BUDGET = 500_000
@@ -167,6 +167,6 @@ def _never_run(name: str, head: int, using: str) -> GroupStatus:
 
 def _backlog(channel: str, using: str) -> tuple[int, bool, float]:
     with connections[using].cursor() as cursor:
-        cursor.execute(statement("see_backlog"), {"channel": channel, "most": LAG_BUDGET})
+        run_statement(cursor, "see_backlog", {"channel": channel, "most": LAG_BUDGET})
         messages, is_bound, seconds = cursor.fetchone()
     return messages, is_bound, seconds

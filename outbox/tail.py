@@ -15,7 +15,7 @@ from typing import Any
 from django.db import connections
 
 from . import message_log
-from .queries import statement
+from .queries import run_statement
 from .scenarios import Scenario
 
 EVERYTHING = 2**63 - 1
@@ -105,7 +105,7 @@ def _read(
 ) -> list[StoredMessage]:
     parameters: dict[str, Any] = {"after": after, "until": until, "most": most}
     with connections[using].cursor() as cursor:
-        cursor.execute(statement(query), parameters | dataclasses.asdict(chosen))
+        run_statement(cursor, query, parameters | dataclasses.asdict(chosen))
         return [_message(*row) for row in cursor.fetchall()]
 
 

@@ -22,7 +22,7 @@ from .cursor_rows import scalar
 from .cursors import known_group
 from .exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 
 FIRST_WAIT = 0.005
 """Seconds of the first wait; it doubles."""
@@ -106,7 +106,7 @@ class _Ear:
             return
         if self.is_locked:
             with self.connection.cursor() as cursor:
-                cursor.execute(statement("drop_waiter_lock"), {"group": self.group})
+                run_statement(cursor, "drop_waiter_lock", {"group": self.group})
         self._run("UNLISTEN")
         driver.forget_notifications(self.raw, self.heard)
 
@@ -127,18 +127,18 @@ class _Ear:
     def _is_direct(self) -> bool:
         """Tell whether no pooler stands before the server: LISTEN and locks get lost in one."""
         with self.connection.cursor() as cursor:
-            cursor.execute(statement("see_backend"))
+            run_statement(cursor, "see_backend")
             return bool(cursor.fetchone()[0] == driver.backend_pid(self.raw))
 
     def _lock(self) -> None:
         """A try: a worker that looks at this moment has the key; then the next round takes it."""
         with self.connection.cursor() as cursor:
-            cursor.execute(statement("take_waiter_lock"), {"group": self.group})
+            run_statement(cursor, "take_waiter_lock", {"group": self.group})
             self.is_locked = cursor.fetchone()[0]
 
     def _run(self, command: str) -> None:
         with self.connection.cursor() as cursor:
-            cursor.execute(statement("waiter_signal"), {"group": self.group})
+            run_statement(cursor, "waiter_signal", {"group": self.group})
             name = self.connection.ops.quote_name(cursor.fetchone()[0])
             cursor.execute(f"{command} {name}")
 

@@ -22,7 +22,7 @@ from django.db import connections
 from . import cursors, driver, message_log
 from .conf import settings
 from .groups import ConsumerGroup
-from .queries import statement
+from .queries import run_statement
 
 logger = logging.getLogger("outbox.wakeups")
 
@@ -111,6 +111,15 @@ class Wakeups:
         """Tell whether the listening connection is closed or broken."""
         return self._raw is not None and driver.is_lost(connections[self.alias].connection)
 
+    def fall_silent(self) -> None:
+        """Drop the locks and stop listening, before `close`: a pool hands the session on."""
+        if self._raw is None or self.is_lost():
+            return
+        if self._is_idle:
+            self._drop_locks()
+        self._run_for_signals("UNLISTEN")
+        driver.forget_notifications(self._raw, self._heard)
+
     def close(self) -> None:
         """Forget the listening connection, with its locks; another wait makes a new one."""
         if self._raw is not None and self.alias != self.using:
@@ -129,7 +138,7 @@ class Wakeups:
         if not self._connect():
             return
         with connections[self.alias].cursor() as cursor:
-            cursor.execute(statement("take_idle_locks"), {"channels": self.channels})
+            run_statement(cursor, "take_idle_locks", {"channels": self.channels})
             self._locked = [channel for (channel,) in cursor.fetchall()]
         self._is_idle = True
         if len(self._locked) < len(self.channels):
@@ -139,7 +148,7 @@ class Wakeups:
     def _drop_locks(self) -> None:
         self._is_idle = False
         with connections[self.alias].cursor() as cursor:
-            cursor.execute(statement("drop_idle_locks"), {"channels": self._locked})
+            run_statement(cursor, "drop_idle_locks", {"channels": self._locked})
 
     def _connect(self) -> bool:
         """Listen, once per connection; False when a pooler makes that useless."""
@@ -152,15 +161,20 @@ class Wakeups:
                 logger.warning(POOLED, self.using, self.poll_interval)
                 self.listen = False
                 return False
-            cursor.execute(statement("signal_names"), {"channels": self.channels})
-            for (name,) in cursor.fetchall():
-                cursor.execute(f"LISTEN {connection.ops.quote_name(name)}")
+        self._run_for_signals("LISTEN")
         self._raw = connection.connection
         self._heard = driver.heard_notifications(self._raw)
         return True
 
+    def _run_for_signals(self, command: str) -> None:
+        connection = connections[self.alias]
+        with connection.cursor() as cursor:
+            run_statement(cursor, "signal_names", {"channels": self.channels})
+            for (name,) in cursor.fetchall():
+                cursor.execute(f"{command} {connection.ops.quote_name(name)}")
+
     def _is_pooled(self, cursor: Any) -> bool:
-        cursor.execute(statement("see_backend"))
+        run_statement(cursor, "see_backend")
         return bool(cursor.fetchone()[0] != driver.backend_pid(connections[self.alias].connection))
 
     def _wait_for_publisher(self) -> None:

@@ -22,7 +22,7 @@ from .cursors import Claim
 from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
 from .idle_ranges import IdleRanges
-from .queries import statement
+from .queries import run_statement
 from .wakeups import Wakeups
 
 logger = logging.getLogger("outbox.worker")
@@ -127,6 +127,8 @@ class Worker:
                 self._disconnect()
                 is_known = False
                 self.wakeups.pause(outage.next_delay(error))
+        with contextlib.suppress(DatabaseError, InterfaceError):
+            self.wakeups.fall_silent()
         self._disconnect()
 
     def stop(self) -> None:
@@ -140,9 +142,9 @@ class Worker:
 
     def _introduce(self) -> None:
         with connections[self.using].cursor() as cursor:
-            cursor.execute(statement("set_application_name"), {"name": self._application_name()})
+            run_statement(cursor, "set_application_name", {"name": self._application_name()})
         with contextlib.suppress(DatabaseError), connections[self.using].cursor() as cursor:
-            cursor.execute(statement("notice_dead_clients"))
+            run_statement(cursor, "notice_dead_clients")
         self.register()
 
     def _application_name(self) -> str:
@@ -156,8 +158,9 @@ class Worker:
         return groups + who
 
     def _read_horizon(self) -> None:
-        connections[self.using].ensure_connection()
-        self._raw = connections[self.using].connection
+        if self._raw is None:
+            connections[self.using].ensure_connection()
+            self._raw = connections[self.using].connection
         self.horizon = message_log.horizon(self.using, count_own_floor=self.count_own_floor)
         self._idle.look(self.horizon, self.using)
         if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
@@ -174,6 +177,9 @@ class Worker:
                 if batch is None:
                     return None
                 moved = 0 if batch.is_leased else self._handle(batch)
+        except dispatcher.SingleFailed as failed:
+            with transaction.atomic(using=self.using):
+                return dispatcher.conclude_failed(failed)
         except Exception as error:
             is_database_error = isinstance(error, DatabaseError)
             if is_database_error and self._is_lost(error):
@@ -191,27 +197,21 @@ class Worker:
         return moved
 
     def _claim(self) -> Batch | None:
-        """Claim a range and read its next messages; move ranges that turn out to have none."""
-        while claim := cursors.claim(self._turns, self.horizon, self.using, self._idle):
-            batch = self._read(claim)
+        """Claim a range with its next messages; move ranges that turn out to have none."""
+        while found := cursors.claim(
+            self._turns, self.horizon, self.using, self.batch_size, self._idle
+        ):
+            batch = self._batch(*found)
             if batch.rows:
                 if batch.is_leased:
-                    batch.claim = cursors.lease(claim, batch.group.lease, self.using)
+                    batch.claim = cursors.lease(batch.claim, batch.group.lease, self.using)
                 return batch
             dispatcher.conclude(batch)
         return None
 
-    def _read(self, claim: Claim) -> Batch:
+    def _batch(self, claim: Claim, rows: list[message_log.Row]) -> Batch:
         group = self._by_name[claim.group]
         self._turns.sort(key=lambda each: each is group)
-        rows = message_log.read(
-            self.using,
-            claim.channel,
-            after=claim.position,
-            until=claim.until,
-            slots=claim.slots,
-            most=self.batch_size,
-        )
         until = rows[-1][0] if len(rows) == self.batch_size else claim.until
         batch = Batch(group, claim, rows, until, self.using)
         batch.check_constraints = claim.position < self._suspects.get(claim.id, 0)
@@ -237,6 +237,7 @@ class Worker:
 
     def _disconnect(self) -> None:
         self._horizon_is_used_up = True
+        self._raw = None
         self.wakeups.close()
         connections[self.using].close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 from django.db import DatabaseError, IntegrityError, connection, transaction
@@ -146,6 +147,55 @@ def test_the_prefix_before_a_failing_message_is_kept(script):
     assert billing.times() == {**dict.fromkeys(positions[:6], 2), positions[6]: 2}
     assert billing.cursor().position == positions[6] - 1
     assert billing.cursor().processed == 6
+
+
+def test_a_single_message_needs_no_savepoint(script):
+    """Of a batch of one message nothing must be kept: the claim is rolled back with it, and the
+    failure is written afterwards."""
+    billing = script(retry=LATER)
+    (position,) = publish("a")
+    savepoints = []
+
+    def handle(payload, message):
+        savepoints.append(len(connection.savepoint_ids))
+        billing.handle(payload, message)
+
+    billing.do(handle)
+    billing.faults[position] = ValueError("no")
+    billing.drain()
+
+    assert savepoints == [0]
+    assert billing.effects() == []
+    assert (billing.cursor().attempts, billing.cursor().failed_position) == (1, position)
+
+
+def test_the_worker_that_handled_a_single_message_meanwhile_is_right(script, monkeypatch):
+    """Between the roll-back of a failed message and the record of it another worker may claim the
+    range; then there is nothing to record."""
+    billing = script(retry=LATER)
+    (position,) = publish("a")
+    billing.faults[position] = ValueError("no")
+    conclude_failed = dispatcher.conclude_failed
+
+    def be_late(failed):
+        billing.faults.clear()
+        other = threading.Thread(target=work_elsewhere)
+        other.start()
+        other.join()
+        return conclude_failed(failed)
+
+    def work_elsewhere():
+        Worker([billing.group]).run_once()
+        connection.close()
+
+    monkeypatch.setattr(dispatcher, "conclude_failed", be_late)
+    moved = Worker([billing.group]).run_once()
+
+    assert moved == 0
+    assert billing.effects() == [position]
+    assert billing.times() == {position: 2}
+    assert (billing.cursor().attempts, billing.cursor().processed) == (0, 1)
+    assert account("scripted") == (1, 1)
 
 
 def test_hooks_of_what_was_rolled_back_do_not_run(script):

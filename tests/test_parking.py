@@ -399,7 +399,7 @@ def test_a_crash_under_a_lease_needs_its_holder(script):
     worker = Worker([billing.group])
     worker.register()
     with transaction.atomic():
-        claim = cursors.claim([billing.group], position, "default")
+        claim, _ = cursors.claim([billing.group], position, "default", 1)
         cursors.lease(claim, 3600, "default")
     of_another = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=1)
     of_the_holder = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=os.getpid())

@@ -432,7 +432,7 @@ def test_no_search_for_pending_messages_is_long(keys):
     ends = []
     while searching.get().position < last:
         with transaction.atomic():
-            claim = cursors.claim([groups.get("billing")], last, "default")
+            claim, _ = cursors.claim([groups.get("billing")], last, "default", 1)
             cursors.advance(claim, cursors.Advance(claim.until), "default")
         ends.append(claim.until)
     searching.update(position=0)

@@ -220,6 +220,29 @@ def test_a_cancelled_publisher_leaves_no_idle_lock_behind():
         assert cursor.fetchall() == [(20290,)]
 
 
+def test_a_worker_that_ends_leaves_no_trace_in_its_session():
+    """With a pool the session lives on: it listens to nothing, and no publisher finds a sleeper."""
+    group = outbox.ConsumerGroup("leaving", channels=["leaving"])
+    wakeups = Wakeups([group], "default", poll_interval=0.001, linger=0.0)
+    worker = Worker([group], wakeups=wakeups)
+    worker.run_once()
+    with connection.cursor() as cursor:
+        wakeups.wait(worker.horizon)
+        assert traces(cursor) == (1, 1)
+        wakeups.fall_silent()
+        assert traces(cursor) == (0, 0)
+
+
+def traces(cursor):
+    """How many channels this session listens to, and how many session locks it holds."""
+    cursor.execute("SELECT count(*) FROM pg_listening_channels()")
+    (heard,) = cursor.fetchone()
+    cursor.execute(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    )
+    return heard, cursor.fetchone()[0]
+
+
 def test_poll_only_needs_no_listen(sleeper, connect):
     """With listen=False a worker takes no idle lock, listens to nothing, and finds the message."""
     worker = sleeper("polling", "polling", listen=False)

@@ -7,7 +7,7 @@ which a lost wake-up shows.
 
 `python -m tests.wakeup_load consume CHANNEL COUNT [look|flight]` handles COUNT messages and prints
 a line "position handling-time" for each. The last argument breaks the protocol on purpose: `look` sleeps
-without looking once more under the idle lock, `flight` does not wait for publishers in flight.
+as soon as it has the idle locks, `flight` looks once more and then sleeps while publishers are in flight.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def tick(payload: object, message: outbox.Message) -> None:
 
 
 class WithoutSecondLook(Wakeups):
-    def _become_idle(self) -> None:
-        super()._become_idle()
-        self._sleep(self._until_due())
+    def wait(self, horizon: int) -> None:
+        self._become_idle()
+        if self._is_idle:
+            self._sleep(self._until_due())
+            self._drop_locks()
 
 
 class WithoutFlightWait(Wakeups):

@@ -409,6 +409,21 @@ def test_ignore_mutes_a_capture():
     assert [m.channel for m in Message.objects.order_by("position")] == ["media", "authors"]
 
 
+def test_publishing_and_handling_work_while_triggers_are_ignored():
+    """pgtrigger.ignore() changes each statement of the connection; those of the outbox can bear it."""
+    group = outbox.ConsumerGroup("ignoring", channels=["media"])
+    handled = []
+    group.handler("Told")(lambda payload, message: handled.append((message.key, payload)))
+    with pgtrigger.ignore():
+        with transaction.atomic(), outbox.context(user="ann"):
+            outbox.publish_raw("media", "Told", {"number": 1}, key="a%s'")
+            Media.objects.create(name="unheard")
+        drain(group)
+
+    assert handled == [("a%s'", {"number": 1})]
+    assert [m.headers for m in Message.objects.all()] == [{"user": "ann"}]
+
+
 def test_a_failed_write_tells_nothing():
     """The database refuses the second row, so the statement as a whole tells nothing."""
     with pytest.raises(IntegrityError):

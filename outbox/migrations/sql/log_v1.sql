@@ -161,8 +161,10 @@ DECLARE
     drawn bigint;
     lowest bigint;
 BEGIN
-    SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO drawn
-    FROM outbox_message_position_seq;
+    drawn := pg_sequence_last_value('outbox_message_position_seq');
+    IF drawn IS NULL THEN
+        drawn := outbox_last_position();
+    END IF;
     -- The lock holds 32 bits of the floor: take the number with these bits nearest to drawn.
     SELECT min(
         drawn - 2147483648
@@ -254,58 +256,115 @@ BEGIN
 END
 $$;
 
+-- A cursor row as the worker's Claim, with the position up to which a batch may move it.
+CREATE FUNCTION outbox_claim_of(c outbox_cursor, until bigint) RETURNS text
+LANGUAGE sql VOLATILE AS $$
+    SELECT json_build_object(
+        'id', c.id,
+        'group', c."group",
+        'channel', c.channel,
+        'slot_from', c.slot_from,
+        'slot_to', c.slot_to,
+        'position', c.position,
+        'generation', c.generation,
+        'lease_token', c.lease_token,
+        'seen_position', c.seen_position,
+        'parked', c.parked,
+        'attempts', c.attempts,
+        'failed_position', c.failed_position,
+        'rate', c.rate,
+        'idle_seconds', extract(epoch FROM clock_timestamp() - c.updated_at),
+        'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
+        'until', until
+    )::text
+$$;
+
 -- Lock the first range that has something to do, by the order of the groups and then the longest
--- not served; ranges that others hold are passed over. The rows before it are ranges that have
--- nothing up to the horizon, for the caller to leave out as long as that is so. No search walks
--- further than 100000 positions: a range that has nothing there is moved on by an empty batch.
--- Who holds a range shows in pg_locks: class 20291, the cursor's id.
+-- not served, and read its next messages; ranges that others hold are passed over. The claim comes
+-- with the first message, or alone. The rows before it are ranges that have nothing up to the
+-- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
+-- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
+-- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read.
 CREATE FUNCTION outbox_claim(
     of_groups text[], of_channels text[], horizon bigint,
-    idle_ids bigint[], idle_generations integer[]
-) RETURNS TABLE (is_idle boolean, until bigint, claimed outbox_cursor)
-LANGUAGE plpgsql VOLATILE AS $$
+    idle_ids bigint[], idle_generations integer[], most integer
+) RETURNS TABLE (
+    "position" bigint, key text, type text, payload text, headers text, created_at text,
+    claim text, is_idle boolean
+) LANGUAGE plpgsql VOLATILE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     candidate outbox_cursor;
+    claimed outbox_cursor;
     furthest bigint;
+    until bigint;
+    last_read bigint;
+    ignored boolean;
 BEGIN
     FOR candidate IN
         SELECT c.*
-        FROM outbox_cursor AS c
-        WHERE (c."group", c.channel) IN (SELECT * FROM unnest(of_groups, of_channels))
-          AND (c.id, c.generation) NOT IN (SELECT * FROM unnest(idle_ids, idle_generations))
-          AND outbox_batch_limit(c, horizon) > c.position
-        ORDER BY array_position(of_groups, c."group"::text), c.served_at
+        FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)
+        JOIN outbox_cursor AS c ON c."group" = mine."group" AND c.channel = mine.channel
+        WHERE outbox_batch_limit(c, horizon) > c.position
+        ORDER BY array_position(of_groups, mine."group"), c.served_at
     LOOP
+        CONTINUE WHEN
+            candidate.generation = idle_generations[array_position(idle_ids, candidate.id)];
         furthest := outbox_batch_limit(candidate, horizon);
         until := LEAST(furthest, candidate.position + 100000);
-        is_idle := NOT outbox_pending(
-            candidate.channel, candidate.position, until, candidate.slot_from, candidate.slot_to
-        );
-        IF is_idle AND until = furthest THEN
-            claimed := candidate;
+        SELECT
+            m.position, m.key, m.type, m.payload::text, m.headers::text, m.created_at::text
+        INTO position, key, type, payload, headers, created_at
+        FROM outbox_message AS m
+        WHERE m.channel = candidate.channel
+          AND m.position > candidate.position
+          AND m.position <= until
+          AND m.slot BETWEEN candidate.slot_from AND candidate.slot_to
+        ORDER BY m.position
+        LIMIT 1;
+        is_idle := NOT FOUND AND until = furthest;
+        IF is_idle THEN
             IF until = horizon THEN
+                claim := outbox_claim_of(candidate, until);
                 RETURN NEXT;
             END IF;
             CONTINUE;
         END IF;
-        IF is_idle THEN
+        IF NOT FOUND THEN
             until := COALESCE(outbox_next(candidate.channel, until, furthest) - 1, furthest);
-            is_idle := false;
         END IF;
         SELECT c.* INTO claimed
         FROM outbox_cursor AS c
         WHERE c.id = candidate.id AND outbox_batch_limit(c, horizon) > c.position
         FOR UPDATE SKIP LOCKED;
-        IF FOUND THEN
-            IF claimed.position <> candidate.position THEN
-                until := outbox_batch_limit(claimed, horizon, 100000);
-            ELSE
-                until := LEAST(until, outbox_batch_limit(claimed, horizon));
-            END IF;
-            PERFORM pg_try_advisory_xact_lock(20291, claimed.id::integer);
-            RETURN NEXT;
-            RETURN;
+        CONTINUE WHEN NOT FOUND;
+        -- Moved, reshaped or held since it was looked at: read again, now under the lock.
+        IF claimed.position <> candidate.position
+            OR claimed.generation <> candidate.generation
+            OR outbox_batch_limit(claimed, horizon) < until
+        THEN
+            until := outbox_batch_limit(claimed, horizon, 100000);
+            position := NULL;
         END IF;
+        ignored := pg_try_advisory_xact_lock(20291, claimed.id::integer);
+        claim := outbox_claim_of(claimed, until);
+        RETURN NEXT;
+        last_read := COALESCE(position, claimed.position);
+        IF last_read < until THEN
+            RETURN QUERY
+                SELECT
+                    m.position, m.key::text, m.type::text, m.payload::text, m.headers::text,
+                    m.created_at::text, NULL::text, false
+                FROM outbox_message AS m
+                WHERE m.channel = claimed.channel
+                  AND m.position > last_read
+                  AND m.position <= until
+                  AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
+                ORDER BY m.position
+                LIMIT CASE WHEN last_read > claimed.position THEN most - 1 ELSE most END;
+        END IF;
+        RETURN;
     END LOOP;
 END
 $$;
