@@ -36,6 +36,8 @@ class Batch:
     """Positions taken out of the rows because an earlier message of their key is parked."""
     failures: list[Failure] = dataclasses.field(default_factory=list)
     """Of the messages that were given up; and of the next one, when it is to be tried again."""
+    needs_savepoint: bool = False
+    """What was done before it in its transaction must not be undone with it."""
     check_constraints: bool = False
     """Check deferred constraints before a part of the batch is kept, not at its commit."""
 
@@ -50,8 +52,8 @@ class Batch:
 
         Then the transaction of the claim is rolled back, not a savepoint: a round trip less.
         """
-        may_be = not (self.is_leased or self.claim.parked or self.check_constraints)
-        return may_be and len(self.rows) == 1
+        keeps_more = self.needs_savepoint or self.check_constraints or self.claim.parked
+        return len(self.rows) == 1 and not keeps_more and not self.is_leased
 
     @property
     def failure(self) -> Failure | None:

@@ -198,15 +198,18 @@ class Worker:
 
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; move ranges that turn out to have none."""
+        has_moved = False
         while found := cursors.claim(
             self._turns, self.horizon, self.using, self.batch_size, self._idle
         ):
             batch = self._batch(*found)
             if batch.rows:
+                batch.needs_savepoint = has_moved
                 if batch.is_leased:
                     batch.claim = cursors.lease(batch.claim, batch.group.lease, self.using)
                 return batch
             dispatcher.conclude(batch)
+            has_moved = True
         return None
 
     def _batch(self, claim: Claim, rows: list[message_log.Row]) -> Batch:

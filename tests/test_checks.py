@@ -207,9 +207,8 @@ def test_a_database_that_cannot_be_reached_is_a_warning(tmp_path):
 @pytest.mark.django_db
 def test_an_old_server_is_refused(monkeypatch):
     """E006 names the version that is there and the one that is needed."""
-    monkeypatch.setattr(
-        outbox_checks, "statement", lambda name: "SELECT 130021, 1, ARRAY[]::text[]"
-    )
+    old = "SELECT 130021, 1, ARRAY[]::text[]"
+    monkeypatch.setattr(outbox_checks, "run_statement", lambda cursor, _: cursor.execute(old))
     found = run_checks(databases=["default"])
 
     assert list(found) == ["outbox.E006"]

@@ -153,6 +153,8 @@ def test_a_single_message_needs_no_savepoint(script):
     """Of a batch of one message nothing must be kept: the claim is rolled back with it, and the
     failure is written afterwards."""
     billing = script(retry=LATER)
+    publish("gone")
+    billing.drain()
     (position,) = publish("a")
     savepoints = []
 
@@ -165,14 +167,32 @@ def test_a_single_message_needs_no_savepoint(script):
     billing.drain()
 
     assert savepoints == [0]
-    assert billing.effects() == []
+    assert position not in billing.effects()
     assert (billing.cursor().attempts, billing.cursor().failed_position) == (1, position)
+
+
+def test_a_single_failure_behind_a_long_gap_is_counted(script):
+    """A range is moved over a long gap of positions in the transaction that handles what comes next;
+    a failure there leaves the move alone."""
+    billing = script(retry=LATER)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(nextval('outbox_message_position_seq')) FROM generate_series(1, 250000)"
+        )
+    (position,) = publish("a")
+    billing.faults[position] = ValueError("no")
+    Worker([billing.group]).run_once()
+
+    assert billing.times() == {position: 1}
+    assert (billing.cursor().attempts, billing.cursor().position) == (1, position - 1)
 
 
 def test_the_worker_that_handled_a_single_message_meanwhile_is_right(script, monkeypatch):
     """Between the roll-back of a failed message and the record of it another worker may claim the
     range; then there is nothing to record."""
     billing = script(retry=LATER)
+    (gone,) = publish("gone")
+    billing.drain()
     (position,) = publish("a")
     billing.faults[position] = ValueError("no")
     conclude_failed = dispatcher.conclude_failed
@@ -192,10 +212,10 @@ def test_the_worker_that_handled_a_single_message_meanwhile_is_right(script, mon
     moved = Worker([billing.group]).run_once()
 
     assert moved == 0
-    assert billing.effects() == [position]
-    assert billing.times() == {position: 2}
-    assert (billing.cursor().attempts, billing.cursor().processed) == (0, 1)
-    assert account("scripted") == (1, 1)
+    assert billing.effects() == [gone, position]
+    assert billing.times() == {gone: 1, position: 2}
+    assert (billing.cursor().attempts, billing.cursor().processed) == (0, 2)
+    assert account("scripted") == (2, 2)
 
 
 def test_hooks_of_what_was_rolled_back_do_not_run(script):
