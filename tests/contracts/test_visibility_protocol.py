@@ -1,6 +1,8 @@
 """The visibility protocol (design, section 3): one test, or several, for each thing that breaks
 it."""
 
+import threading
+
 import pytest
 from django.core import checks
 from django.core.management import call_command
@@ -680,6 +682,34 @@ def test_a_chosen_position_below_the_floor_is_refused(session):
         execute(session, CHOSEN, gap)
 
     assert stored() == []
+
+
+def test_a_position_passed_while_the_floor_was_taken_is_refused(session, connect, observer):
+    """Between reading the sequence and holding the floor a publisher is invisible to readers: what
+    they pass meanwhile is not free for it."""
+    insert(session)
+    last = last_position(session)
+    execute(session, "SELECT pg_advisory_lock(outbox_floor_key(%s))", last)
+    writer = connect()
+    pid = value(writer, "SELECT pg_backend_pid()")
+    refused = []
+
+    def name_a_position():
+        try:
+            execute(writer, CHOSEN, last + 2)
+        except DRIVER_ERROR as error:
+            refused.append(str(error))
+
+    thread = threading.Thread(target=name_a_position)
+    thread.start()
+    wait_until(lambda: value(observer, "SELECT pg_blocking_pids(%s) <> '{}'", pid))
+    execute(session, "SELECT nextval('outbox_message_position_seq') FROM generate_series(1, 5)")
+    execute(session, "SELECT pg_advisory_unlock(outbox_floor_key(%s))", last)
+    thread.join()
+
+    assert len(refused) == 1
+    assert "position" in refused[0]
+    assert len(stored()) == 1
 
 
 def test_a_position_drawn_in_an_earlier_statement_is_refused(session):

@@ -59,6 +59,8 @@ BEGIN
             SELECT last_value - 1 INTO floor FROM outbox_message_position_seq;
         END IF;
         ignored := pg_advisory_xact_lock_shared((20290::bigint << 48) | (floor & 4294967295));
+        -- What was drawn before the lock was there may be below a horizon: nobody may name it.
+        floor := GREATEST(floor, pg_sequence_last_value('outbox_message_position_seq'));
         ignored := set_config('outbox.floor', floor::text, true);
     END IF;
     RETURN NULL;
