@@ -218,7 +218,9 @@ def test_an_error_that_no_message_caused_parks_none(script, monkeypatch):
     """When a batch cannot be committed for a reason that lies in no message, the range backs off
     and no attempt is counted."""
     billing = script(retry=outbox.Retry(max_attempts=1, base=3600))
-    positions = publish("a", "b")
+    positions = publish("gone")
+    billing.drain()
+    positions += publish("a", "b")
     conclude = dispatcher.conclude
 
     def fail(batch, lease=None):
