@@ -286,7 +286,8 @@ $$;
 -- with the first message, or alone. The rows before it are ranges that have nothing up to the
 -- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
 -- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
--- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read.
+-- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read;
+-- before PostgreSQL 18 the sort of the few cursors then seems so dear that it would be compiled.
 CREATE FUNCTION outbox_claim(
     of_groups text[], of_channels text[], horizon bigint,
     idle_ids bigint[], idle_generations integer[], most integer
@@ -295,7 +296,7 @@ CREATE FUNCTION outbox_claim(
     claim text, is_idle boolean
 ) LANGUAGE plpgsql VOLATILE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
     candidate outbox_cursor;
     claimed outbox_cursor;
