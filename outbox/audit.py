@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from django.db import connections
 
-from .cursors import SLOTS, known_group
+from .cursor_rows import known_group
+from .cursors import SLOTS
 from .groups import ConsumerGroup
 from .queries import run_statement
 

@@ -15,7 +15,6 @@ from django.db import connections
 
 from . import cursors
 from . import groups as group_registry
-from .cursors import known_group
 from .exceptions import InvalidReset, UnknownGroup
 from .groups import ConsumerGroup
 from .queries import run_statement, with_zones
@@ -65,7 +64,7 @@ def see(group: str, using: str) -> list[CursorRow]:
 def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None:
     """Run a statement and return its first row, if any."""
     with connections[using].cursor() as cursor:
-        run_statement(cursor, query, parameters or None)
+        run_statement(cursor, query, parameters)
         row: tuple[Any, ...] | None = cursor.fetchone()
     return None if row is None else with_zones(row)
 
@@ -90,3 +89,13 @@ def _rows(query: str, group: str, channels: list[str] | None, using: str) -> lis
         run_statement(cursor, query, {"group": group, "channels": channels})
         rows = [CursorRow(*with_zones(row)) for row in cursor.fetchall()]
     return sorted(rows, key=lambda row: row[1:3])
+
+
+def known_group(group: ConsumerGroup | str, using: str) -> str:
+    """Return the name of a group that is declared or has a cursor; raises UnknownGroup."""
+    if isinstance(group, ConsumerGroup):
+        return group.name
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "has_cursor", {"group": group})
+        has_cursor = cursor.fetchone()[0]
+    return group if has_cursor else group_registry.get(group).name

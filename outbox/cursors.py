@@ -21,7 +21,6 @@ from django.db import connections, transaction
 from . import events, message_log
 from .exceptions import StaleClaim
 from .groups import ConsumerGroup
-from .groups import get as get_group
 from .idle_ranges import IdleRanges
 from .queries import array, run_statement
 
@@ -170,11 +169,14 @@ def claim(
     most: int,
     idle: IdleRanges | None = None,
 ) -> tuple[Claim, list[message_log.Row]] | None:
-    """Lock a cursor that has something to do up to `horizon`, if any, and read `most` messages.
+    """Lock a cursor that has something to do up to `horizon`; return it and its next messages.
 
     The first of `groups` that has one, and in it the least recently served. Skips cursors that
     others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
     and adds to them what it finds. Must run inside a transaction, which keeps the lock.
+
+    `most`: messages to read at most; none when the claim only moves over a gap. Returns None
+    when no cursor has anything to do.
     """
     idle = IdleRanges() if idle is None else idle
     pairs = [(group.name, channel) for group in groups for channel in group.channels]
@@ -291,13 +293,3 @@ def next_retry(groups: Sequence[ConsumerGroup], using: str) -> float | None:
         run_statement(cursor, "next_retry", {"groups": [group.name for group in groups]})
         seconds = cursor.fetchone()[0]
     return None if seconds is None else max(0.0, float(seconds))
-
-
-def known_group(group: ConsumerGroup | str, using: str) -> str:
-    """Return the name of a group that is declared or has a cursor; raises UnknownGroup."""
-    if isinstance(group, ConsumerGroup):
-        return group.name
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "has_cursor", {"group": group})
-        has_cursor = cursor.fetchone()[0]
-    return group if has_cursor else get_group(group).name

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from django.db import connections, transaction
 
 from . import actions, cursor_rows
-from .cursor_rows import CursorRow, one_row, scalar
-from .cursors import known_group
+from .cursor_rows import CursorRow, known_group, one_row, scalar
 from .exceptions import InvalidPause
 from .groups import ConsumerGroup
 from .queries import run_statement

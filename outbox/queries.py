@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from django.utils import timezone
@@ -35,14 +36,16 @@ def statement(name: str, file: str = "queries.sql") -> str:
     return _statements(file)[name]
 
 
-def run_statement(cursor: Any, name: str, parameters: Mapping[str, Any] | None = None) -> None:
-    """Execute the statement `name`; KeyError when one of its parameters is missing.
+def run_statement(
+    cursor: Any, name: str, parameters: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Execute the statement `name`; KeyError when there is none or a parameter is missing.
 
     They go by position, since wrappers of the connection such as `pgtrigger.ignore()` put a
     parameter of their own before them.
     """
     sql, names = _positional(name)
-    cursor.execute(sql, [parameters[each] for each in names] if parameters else None)
+    cursor.execute(sql, [parameters[each] for each in names] or None)
 
 
 @functools.cache

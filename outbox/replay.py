@@ -16,8 +16,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from . import actions, cursor_rows, message_log
-from .cursor_rows import CursorRow, one_row, scalar
-from .cursors import known_group
+from .cursor_rows import CursorRow, known_group, one_row, scalar
 from .exceptions import InvalidReset, InvalidSkip
 from .groups import ConsumerGroup
 from .queries import run_statement

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import cursor_rows, message_log
-from .cursor_rows import CursorRow, one_row, scalar
-from .cursors import known_group
+from .cursor_rows import CursorRow, known_group, one_row, scalar
 from .exceptions import InvalidReset
 from .groups import ConsumerGroup
 

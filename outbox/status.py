@@ -11,7 +11,7 @@ from django.db import connections
 
 from . import actions, groups, message_log
 from .actions import Action
-from .cursors import known_group
+from .cursor_rows import known_group
 from .groups import ConsumerGroup
 from .health import SEVERITY, RangeStatus, Status, read_ranges
 from .queries import run_statement

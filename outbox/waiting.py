@@ -18,8 +18,7 @@ from django.db import connections
 from . import cursor_rows, driver, message_log
 from . import groups as group_registry
 from .conf import settings
-from .cursor_rows import scalar
-from .cursors import known_group
+from .cursor_rows import known_group, scalar
 from .exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from .groups import ConsumerGroup
 from .queries import run_statement
