@@ -10,7 +10,7 @@ import outbox
 from benchmarks import harness
 from benchmarks.consume import BATCH, consumer, load
 from benchmarks.events import CHANNEL, OrderPlaced
-from outbox.batches import Batch
+from outbox.consuming.batch import Batch
 
 FIRST = 1_000_000
 """The number of the first order that `load` publishes."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from django.db import connections
 
 import outbox
-from outbox.wakeups import Wakeups
+from outbox.consuming.notifications import Wakeups
 from outbox.worker import Worker
 
 fork = multiprocessing.get_context("fork")

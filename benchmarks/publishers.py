@@ -16,8 +16,8 @@ import outbox
 from benchmarks import consumers, harness
 from benchmarks.events import CHANNEL, OrderPlaced, orders
 from benchmarks.processes import beside, fork, work
-from outbox import driver, encoding, events
-from outbox.queries import statement
+from outbox import database, encoding, events
+from outbox.sql import statement
 
 ALWAYS = """
     CREATE OR REPLACE FUNCTION outbox_seal_and_signal() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -196,15 +196,15 @@ def _by_insert(event: OrderPlaced) -> Callable[[], None]:
 def _count_notifications(start: Barrier, seconds: float) -> int:
     """Let the publishers start; return how many NOTIFYs came in the seconds after the warm-up."""
     raw = harness.open_session()
-    heard = driver.heard_notifications(raw)
+    heard = database.heard_notifications(raw)
     raw.cursor().execute(f"LISTEN {harness.execute(SIGNAL_NAME, [CHANNEL])[0][0]}")
     start.wait()
     time.sleep(WARM_UP)
-    driver.take_notifications(raw, heard)
+    database.take_notifications(raw, heard)
     count = 0
     for _ in harness.paced(10, seconds / 10):
-        count += driver.take_notifications(raw, heard)
+        count += database.take_notifications(raw, heard)
     time.sleep(seconds / 10)
-    count += driver.take_notifications(raw, heard)
+    count += database.take_notifications(raw, heard)
     raw.close()
     return count

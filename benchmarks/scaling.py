@@ -13,8 +13,10 @@ from django.db import transaction
 
 import outbox
 from benchmarks import consumers, harness
-from outbox import cursors, message_log, ranges
-from outbox.idle_ranges import IdleRanges
+from outbox import message_log
+from outbox.consuming import cursors
+from outbox.consuming.idle_ranges import IdleRanges
+from outbox.operations import scaling
 
 WAIT, CHURN = consumers.WAIT, consumers.CHURN
 HOT = 500
@@ -66,7 +68,7 @@ def _gain(
 def _rates(group: outbox.ConsumerGroup, processes: int, count: int, turns: int) -> list[float]:
     """Return the rates at which processes, already waiting, handle a backlog that appears."""
     harness.empty_log()
-    ranges.scale(group, processes)
+    scaling.scale(group, processes)
     with _workers(group, processes):
         return [_turn(group, count) for _ in range(turns)]
 
@@ -108,8 +110,8 @@ def _handled(group: outbox.ConsumerGroup) -> int:
 def _show_claims(lengths: tuple[int, int], claims: int) -> None:
     costs: dict[int, tuple[float, float]] = {}
     harness.empty_log()
-    ranges.scale(consumers.waiters, 64)
-    ranges.scale(consumers.churners, 1)
+    scaling.scale(consumers.waiters, 64)
+    scaling.scale(consumers.churners, 1)
     length = 0
     for goal in lengths:
         while length < goal:

@@ -20,7 +20,7 @@ import outbox
 from benchmarks import consumers, harness
 from benchmarks.events import orders
 from benchmarks.processes import beside, work
-from outbox import driver
+from outbox import database
 
 PING, ANSWER = "ping", "answer"
 ALONE = 0.02
@@ -123,12 +123,12 @@ class _Ear:
 
     def __init__(self, signal: str) -> None:
         self.raw = harness.open_session()
-        self.heard = driver.heard_notifications(self.raw)
+        self.heard = database.heard_notifications(self.raw)
         self.raw.cursor().execute(f"LISTEN {signal}")
 
     def wait(self) -> None:
         """Wait until a notification comes."""
-        while not driver.take_notifications(self.raw, self.heard):
+        while not database.take_notifications(self.raw, self.heard):
             select.select([self.raw.fileno()], [], [])
 
 

@@ -13,7 +13,7 @@ from django.db import OperationalError, connections, router
 
 from . import events, groups
 from .conf import ALLOWED, Settings
-from .queries import run_statement
+from .sql import run_statement
 
 OLDEST_POSTGRES = 140000
 

@@ -14,7 +14,7 @@ from django.db import connections
 
 from . import events
 from .encoding import encode
-from .queries import run_statement
+from .sql import run_statement
 
 Row = tuple[int, str | None, str, str, str, str]
 """Position, key, type, and payload, headers and time of publication as text."""

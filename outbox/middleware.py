@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase
 
-from .context import context
+from .headers import context
 
 REQUEST_ID_LENGTH = 200
 """Characters of a client's request id that are kept."""

@@ -1,7 +1,7 @@
 """The tables: the log, the cursors of the groups, the parked messages, the operators' actions,
 and how far snapshots are.
 
-The log is read and written by the statements of `queries.sql`; these models are there for
+The log is read and written by the statements in `sql`; these models are there for
 migrations, the admin and questions asked through the ORM.
 """
 

@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, overload
 
-from . import events, groups, message_log, tail
+from . import events, groups, message_log
 from .encoding import Key, encode, key_text
 from .groups import ConsumerGroup
-from .tail import StoredMessage
+from .operations import tail
+from .operations.tail import StoredMessage
 from .worker import Worker
 
 EventType = TypeVar("EventType")

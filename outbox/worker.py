@@ -14,16 +14,17 @@ from typing import Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from . import cursors, dispatcher, driver, leases, message_log
+from . import database, message_log
 from . import groups as group_registry
-from .batches import Batch
 from .conf import settings
-from .cursors import Claim
+from .consuming import cursors, dispatcher, leased
+from .consuming.batch import Batch
+from .consuming.cursors import Claim
+from .consuming.idle_ranges import IdleRanges
+from .consuming.notifications import Wakeups
 from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
-from .idle_ranges import IdleRanges
-from .queries import run_statement
-from .wakeups import Wakeups
+from .sql import run_statement
 
 logger = logging.getLogger("outbox.worker")
 
@@ -186,14 +187,14 @@ class Worker:
                 raise
             if committed:
                 logger.exception("a function registered with on_commit() raised; the batch is kept")
-            elif driver.is_conflict(error):
+            elif database.is_conflict(error):
                 return 0
             elif is_database_error and batch is not None and not batch.is_leased:
                 return self._suspect(batch, error)
             else:
                 raise
         if batch is not None and batch.is_leased:
-            moved = leases.deliver(batch, lambda: not self._stopping)
+            moved = leased.deliver(batch, lambda: not self._stopping)
         return moved
 
     def _claim(self) -> Batch | None:
@@ -235,7 +236,7 @@ class Worker:
     def _is_lost(self, error: Exception) -> bool:
         """Tell a lost connection from another error; Django may have made a new one already."""
         raw = connections[self.using].connection
-        is_other = raw is not self._raw or driver.is_lost(raw)
+        is_other = raw is not self._raw or database.is_lost(raw)
         return isinstance(error, ConnectionLost) or is_other or self.wakeups.is_lost()
 
     def _disconnect(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 from django.db import transaction
 
 import outbox
-from outbox import pauses
+from outbox.operations import pauses
 from tests.failing import publish, script  # noqa: F401
 from tests.support import run_code
 

@@ -7,10 +7,10 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox import parking, ranges, replay
-from outbox.audit import audit
 from outbox.exceptions import UnknownGroup
 from outbox.models import Message
+from outbox.operations import redrives, replay, scaling
+from outbox.operations.audit import audit
 from outbox.testing import drain
 from tests import failing
 from tests.contracts.harness import Background, Gate, worker
@@ -112,9 +112,9 @@ def test_a_lost_parked_message_is_found(parked):
 def test_redrive_and_discard_keep_the_account(parked):
     """What leaves the parked messages is processed or skipped from then on."""
     del parked.faults["2"]
-    parking.redrive("audited", key="2")
-    first = parking.list_parked("audited")[0]
-    parking.discard("audited", first.position, reason="test")
+    redrives.redrive("audited", key="2")
+    first = redrives.list_parked("audited")[0]
+    redrives.discard("audited", first.position, reason="test")
     found = account("audited", "trouble")
 
     assert audit("audited").passed
@@ -137,7 +137,7 @@ def test_a_reset_begins_a_new_account(parked):
 def test_splits_and_merges_keep_the_account(parked):
     """The sums of the channel stay exact, whatever half a counter is left on."""
     for to in (7, 3, 1):
-        ranges.scale(parked.group, to, timeout=0)
+        scaling.scale(parked.group, to, timeout=0)
         assert audit("audited").passed
 
 

@@ -11,9 +11,11 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
 import outbox
-from outbox import groups, in_hand, pulse
-from outbox.in_hand import InHand
+from outbox import groups
+from outbox.consuming import in_flight
+from outbox.consuming.in_flight import InHand
 from outbox.models import Cursor, ParkedMessage
+from outbox.processes import heartbeat
 from outbox.worker import Worker
 from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
 from tests.contracts.harness import execute, handled, stored, worker
@@ -147,7 +149,7 @@ def test_max_memory_ends_the_worker_with_its_own_code():
     done = manage("consume", "billing", "--max-memory", "1")
 
     assert done.returncode == 4
-    assert 10 < pulse.resident_megabytes() < 10_000
+    assert 10 < heartbeat.resident_megabytes() < 10_000
 
 
 def test_the_session_says_who_works(start_command):  # noqa: F811
@@ -223,9 +225,9 @@ def test_two_workers_cannot_share_a_state_file(start_command, tmp_path):  # noqa
 
 def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):  # noqa: F811
     """While a handler runs the shared numbers name its message; afterwards none."""
-    fd = in_hand.new_file()
+    fd = in_flight.new_file()
     try:
-        seen = in_hand.keep(os.dup(fd))
+        seen = in_flight.keep(os.dup(fd))
         gate = close_gate("billing")
         [*_, position] = publish(3), *publish(1, "gate")
         claim = background(worker("billing").run_once)
@@ -234,7 +236,7 @@ def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):  # 
         gate.open()
         claim.result()
     finally:
-        in_hand._own = None
+        in_flight._own = None
 
     assert meanwhile.position == position
     assert meanwhile.cursor == Cursor.objects.get().id

@@ -10,7 +10,7 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import override_settings
 
 import outbox
-from outbox import dispatcher
+from outbox.consuming import dispatcher
 from outbox.worker import Worker
 from tests.failing import CHANNEL, account, publish, script
 from tests.shop.models import Effect, Order, OrderLine

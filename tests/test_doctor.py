@@ -10,9 +10,10 @@ import pytest
 from django.db import connection, connections, transaction
 
 import outbox
-from outbox import doctor, segments
 from outbox.embedded import Server
 from outbox.exceptions import LogIsBusy
+from outbox.operations import doctor
+from outbox.retention import segments
 from tests.contracts.harness import backend, execute, insert, value
 from tests.shop.events import OrderPlaced
 from tests.support import manage, run_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import DatabaseError, connection, transaction
 
-from outbox import driver
+from outbox import database
 from outbox.exceptions import BrokenTransaction
 from tests.contracts.harness import DRIVER_ERROR, backend, execute, terminate
 from tests.support import wait_until
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def test_the_transaction_state_is_read_without_a_round_trip(connect):
     """Idle, in a transaction, broken, and idle again after the rollback."""
     session = connect()
-    status = driver.status_reader(session)
+    status = database.status_reader(session)
     states = [status()]
     execute(session, "BEGIN")
     states.append(status())
@@ -25,13 +25,18 @@ def test_the_transaction_state_is_read_without_a_round_trip(connect):
     states.append(status())
     execute(session, "ROLLBACK")
 
-    assert [*states, status()] == [driver.IDLE, driver.IN_TRANSACTION, driver.IN_ERROR, driver.IDLE]
+    assert [*states, status()] == [
+        database.IDLE,
+        database.IN_TRANSACTION,
+        database.IN_ERROR,
+        database.IDLE,
+    ]
 
 
 def test_a_swallowed_database_error_is_noticed():
     """The transaction is broken although the handler went on as if nothing had happened."""
     with transaction.atomic():
-        check = driver.transaction_check(connection)
+        check = database.transaction_check(connection)
         check()
         with pytest.raises(DatabaseError), connection.cursor() as cursor:
             cursor.execute("SELECT 1/0")
@@ -45,7 +50,7 @@ def test_a_swallowed_database_error_is_noticed():
 def test_a_transaction_that_is_marked_for_rollback_is_noticed():
     """`set_rollback(True)`, or an inner atomic() without a savepoint, dooms it as well."""
     with transaction.atomic():
-        check = driver.transaction_check(connection)
+        check = database.transaction_check(connection)
         transaction.set_rollback(True)
         with pytest.raises(BrokenTransaction):
             check()
@@ -54,7 +59,7 @@ def test_a_transaction_that_is_marked_for_rollback_is_noticed():
 def test_an_error_inside_a_savepoint_is_none():
     """An error that an inner atomic() rolled back leaves the transaction whole."""
     with transaction.atomic():
-        check = driver.transaction_check(connection)
+        check = database.transaction_check(connection)
         with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT 1/0")
         check()
@@ -63,48 +68,48 @@ def test_an_error_inside_a_savepoint_is_none():
 def test_a_lost_connection_is_told_from_a_living_one(connect):
     """Closed by this side, or ended by the server: both are lost."""
     closed, ended, observer = connect(), connect(), connect()
-    assert not driver.is_lost(ended)
+    assert not database.is_lost(ended)
     closed.close()
-    assert terminate(observer, driver.backend_pid(ended))
+    assert terminate(observer, database.backend_pid(ended))
     with pytest.raises(DRIVER_ERROR):
         execute(ended, "SELECT 1")
 
-    assert driver.is_lost(closed)
-    assert driver.is_lost(ended)
-    assert driver.is_lost(None)
+    assert database.is_lost(closed)
+    assert database.is_lost(ended)
+    assert database.is_lost(None)
 
 
 def test_the_server_process_and_the_socket_are_known(connect):
     """The process id is the server's; the descriptor can be waited on."""
     session = connect()
 
-    assert driver.backend_pid(session) == backend(session)
-    assert driver.fileno(session) > 2
+    assert database.backend_pid(session) == backend(session)
+    assert database.fileno(session) > 2
 
 
 def test_notifications_are_counted_once(connect):
     """Those on the socket, and those that came with the result of another statement."""
     listener, sender = connect(), connect()
-    heard = driver.heard_notifications(listener)
+    heard = database.heard_notifications(listener)
     execute(listener, "LISTEN here")
-    assert driver.take_notifications(listener, heard) == 0
+    assert database.take_notifications(listener, heard) == 0
 
     execute(sender, "NOTIFY here")
-    wait_until(lambda: driver.take_notifications(listener, heard) == 1)
+    wait_until(lambda: database.take_notifications(listener, heard) == 1)
     execute(sender, "NOTIFY here, 'a'")
     execute(sender, "NOTIFY here, 'b'")
     wait_until(lambda: execute(listener, "SELECT 1") and len(heard) == 2)
-    assert driver.take_notifications(listener, heard) == 2
-    assert driver.take_notifications(listener, heard) == 0
+    assert database.take_notifications(listener, heard) == 2
+    assert database.take_notifications(listener, heard) == 0
 
 
 def test_forgotten_notifications_are_not_heard(connect):
     """After `forget_notifications` the list stays as it is emptied."""
     listener, sender = connect(), connect()
-    heard = driver.heard_notifications(listener)
+    heard = database.heard_notifications(listener)
     execute(listener, "LISTEN here")
     execute(sender, "NOTIFY here")
     wait_until(lambda: execute(listener, "SELECT 1") and heard)
-    driver.forget_notifications(listener, heard)
+    database.forget_notifications(listener, heard)
 
     assert not heard

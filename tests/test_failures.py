@@ -10,8 +10,10 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 import outbox
-from outbox import dispatcher, failures, parking, signals
+from outbox import signals
+from outbox.consuming import dispatcher, failures
 from outbox.models import Cursor
+from outbox.operations import redrives
 from tests.failing import CHANNEL, account, publish, script
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -108,7 +110,7 @@ def test_a_time_limit_ends_the_tries(script):
 
     assert parked_early == []
     assert billing.parked() == [(position, "failed")]
-    assert parking.list_parked(billing.group).get().attempts == 3
+    assert redrives.list_parked(billing.group).get().attempts == 3
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_an_undecodable_message_takes_the_same_path(script, payload, headers):
     billing.group.handler(Invoice)(billing.handle)
     position = publish_invoice(payload, headers)
     billing.drain()
-    parked = parking.list_parked(billing.group).get()
+    parked = redrives.list_parked(billing.group).get()
 
     assert (parked.position, parked.reason, parked.attempts) == (position, "undecodable", 3)
     assert parked.error_class == "outbox.exceptions.UndecodableMessage"
@@ -182,7 +184,7 @@ def test_a_batch_handler_names_the_bad_message(script):
     assert {times[position] for position in positions[:13]} == {2}
     assert {times[position] for position in positions[14:]} == {1}
     assert billing.effects() == positions[:13] + positions[14:]
-    assert parking.list_parked(billing.group).get().error_class == "builtins.ValueError"
+    assert redrives.list_parked(billing.group).get().error_class == "builtins.ValueError"
 
 
 @pytest.mark.parametrize("place", [0, 7, 19])
@@ -247,7 +249,7 @@ def test_signals_tell_of_failures_after_they_are_committed(script, received):
     error = billing.faults[positions[0]] = ValueError()
     billing.drain()
     billing.faults.clear()
-    parking.redrive(billing.group, key="a")
+    redrives.redrive(billing.group, key="a")
     failed = [facts for name, facts in received if name == "message_failed"]
 
     assert [name for name, _ in received] == [
@@ -318,7 +320,7 @@ def test_whatever_an_error_says_the_message_is_parked(script, error):
     (position,) = publish("a")
     billing.faults[position] = error
     billing.drain()
-    parked = parking.list_parked(billing.group).get()
+    parked = redrives.list_parked(billing.group).get()
 
     assert parked.position == position
     assert len(parked.error) <= failures.ERROR_LENGTH
@@ -334,7 +336,7 @@ def test_parking_and_the_advance_are_one_transaction(script, monkeypatch):
     def fail(*arguments, **options):
         raise DatabaseError("the disk is full")
 
-    monkeypatch.setattr("outbox.cursors.advance", fail)
+    monkeypatch.setattr("outbox.consuming.cursors.advance", fail)
     with pytest.raises(DatabaseError):
         billing.drain()
 

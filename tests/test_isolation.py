@@ -9,7 +9,7 @@ from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
 import outbox
-from outbox import driver
+from outbox import database
 from tests.contracts.conftest import background  # noqa: F401
 from tests.contracts.harness import cursor_of, exhaust, handled, worker
 from tests.shop.events import OrderPlaced
@@ -67,9 +67,9 @@ def test_a_conflict_is_told_from_other_errors(isolated, background):  # noqa: F8
     with pytest.raises(Exception) as other, connection.cursor() as cursor:
         cursor.execute("SELECT 1/0")
 
-    assert driver.is_conflict(caught.value)
-    assert not driver.is_conflict(other.value)
-    assert not driver.is_conflict(ValueError())
+    assert database.is_conflict(caught.value)
+    assert not database.is_conflict(other.value)
+    assert not database.is_conflict(ValueError())
 
 
 def test_one_worker_needs_no_second_try(isolated):

@@ -12,8 +12,10 @@ import pytest
 from django.db import connection, connections, transaction
 
 import outbox
-from outbox import cursors, parked_messages, parking, replay
+from outbox.consuming import cursors, parked_messages
 from outbox.models import Cursor
+from outbox.operations import redrives as parking
+from outbox.operations import replay
 from outbox.worker import Worker
 from tests.contracts.conftest import background, close_gate  # noqa: F401
 from tests.contracts.harness import waiting_for_locks

@@ -12,11 +12,11 @@ from django.core.management import CommandError, call_command, load_command_clas
 from django.db import transaction
 
 import outbox
-from outbox import pauses
-from outbox.cursors import register
+from outbox.consuming.cursors import register
 from outbox.management.verbs import VERBS
 from outbox.management.verbs.printer import WIDTH, Printer
 from outbox.models import Cursor, OperatorAction
+from outbox.operations import pauses
 from outbox.testing import drain
 from tests.contracts.harness import Background, execute, handled, insert, worker
 from tests.failing import publish as publish_trouble

@@ -10,9 +10,10 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox import cursors, dispatcher, parking
+from outbox.consuming import cursors, dispatcher
 from outbox.exceptions import NotParked, OutboxError
 from outbox.models import Cursor, OperatorAction, ParkedMessage
+from outbox.operations import redrives
 from outbox.worker import Worker
 from tests.contracts.harness import Background, waiting_for_locks
 from tests.failing import account, publish, script
@@ -53,8 +54,8 @@ def trouble(script):
 
 def test_parked_messages_are_listed_in_order(trouble):
     """All of a group, or of one key."""
-    listed = [parked.position for parked in parking.list_parked("scripted")]
-    of_key = [parked.position for parked in parking.list_parked("scripted", key="b")]
+    listed = [parked.position for parked in redrives.list_parked("scripted")]
+    of_key = [parked.position for parked in redrives.list_parked("scripted", key="b")]
 
     assert listed == trouble.positions[:5]
     assert of_key == [trouble.positions[1], trouble.positions[4]]
@@ -75,9 +76,9 @@ def test_more_parked_messages_than_the_batch_has_keys(trouble):
 def test_a_redrive_by_key_leaves_the_others_alone(trouble):
     """Only the messages of the key are handled, in order."""
     trouble.faults.clear()
-    redriven = parking.redrive(trouble.group, key="b")
+    redriven = redrives.redrive(trouble.group, key="b")
 
-    assert redriven == parking.Redriven(2, 0, (), 0)
+    assert redriven == redrives.Redriven(2, 0, (), 0)
     assert trouble.effects()[1:] == [trouble.positions[1], trouble.positions[4]]
     assert [position for position, _ in trouble.parked()] == [
         trouble.positions[0],
@@ -91,8 +92,8 @@ def test_a_redrive_by_position_takes_the_whole_key(trouble):
     """Naming a later message of a key handles the earlier ones first; one without a key stands
     alone."""
     trouble.faults.clear()
-    of_key = parking.redrive(trouble.group, position=trouble.positions[3])
-    alone = parking.redrive(trouble.group, position=trouble.positions[2])
+    of_key = redrives.redrive(trouble.group, position=trouble.positions[3])
+    alone = redrives.redrive(trouble.group, position=trouble.positions[2])
 
     assert (of_key.handled, alone.handled) == (2, 1)
     assert trouble.effects()[1:] == [
@@ -105,8 +106,8 @@ def test_a_redrive_by_position_takes_the_whole_key(trouble):
 def test_a_redrive_of_everything_goes_on_past_a_key_that_fails(trouble):
     """A message that fails again stops its key and no other one."""
     del trouble.faults[trouble.positions[1]], trouble.faults[trouble.positions[2]]
-    redriven = parking.redrive(trouble.group, everything=True)
-    failed = parking.list_parked(trouble.group)[0]
+    redriven = redrives.redrive(trouble.group, everything=True)
+    failed = redrives.list_parked(trouble.group)[0]
 
     assert (redriven.handled, redriven.remaining) == (3, 2)
     assert [(each.key, each.position) for each in redriven.failed] == [("a", trouble.positions[0])]
@@ -125,8 +126,8 @@ def test_a_blocked_message_that_fails_in_a_redrive_becomes_the_failed_one(troubl
     trouble.faults[trouble.positions[3]] = outbox.FailedAt(
         trouble.runs_before[0], KeyError("customer")
     )
-    parking.redrive(trouble.group, key="a")
-    parked = parking.list_parked(trouble.group, key="a").get()
+    redrives.redrive(trouble.group, key="a")
+    parked = redrives.list_parked(trouble.group, key="a").get()
 
     assert (parked.position, parked.reason, parked.attempts) == (trouble.positions[3], "failed", 1)
     assert parked.error_class == "builtins.KeyError"
@@ -136,7 +137,7 @@ def test_a_blocked_message_that_fails_in_a_redrive_becomes_the_failed_one(troubl
 def test_attempts_are_counted_on(trouble):
     """In a redrive message.attempt continues where the workers stopped; a blocked one begins."""
     trouble.faults.clear()
-    parking.redrive(trouble.group, key="a")
+    redrives.redrive(trouble.group, key="a")
 
     assert [message.attempt for message in trouble.runs] == [4, 1]
     assert [message.replayed for message in trouble.runs] == [False, False]
@@ -146,7 +147,7 @@ def test_attempts_are_counted_on(trouble):
 def test_a_limit_ends_a_redrive(trouble):
     """No more messages than the limit are tried."""
     trouble.faults.clear()
-    redriven = parking.redrive(trouble.group, everything=True, limit=2)
+    redriven = redrives.redrive(trouble.group, everything=True, limit=2)
 
     assert (redriven.handled, redriven.remaining) == (2, 3)
     assert len(trouble.runs) == 2
@@ -155,7 +156,7 @@ def test_a_limit_ends_a_redrive(trouble):
 def test_a_dry_run_changes_nothing(trouble):
     """It says how many messages would be tried."""
     before = list(ParkedMessage.objects.order_by("id").values())
-    planned = parking.redrive(trouble.group, everything=True, limit=4, dry_run=True)
+    planned = redrives.redrive(trouble.group, everything=True, limit=4, dry_run=True)
 
     assert (planned.handled, planned.remaining) == (4, 5)
     assert list(ParkedMessage.objects.order_by("id").values()) == before
@@ -165,21 +166,21 @@ def test_a_dry_run_changes_nothing(trouble):
 def test_a_redrive_needs_one_selection(trouble):
     """None, two, or one that is empty is refused."""
     with pytest.raises(OutboxError, match="Redrive one of"):
-        parking.redrive(trouble.group)
+        redrives.redrive(trouble.group)
     with pytest.raises(OutboxError, match="Redrive one of"):
-        parking.redrive(trouble.group, key="a", everything=True)
+        redrives.redrive(trouble.group, key="a", everything=True)
     with pytest.raises(NotParked, match="with key 'z'"):
-        parking.redrive(trouble.group, key="z")
+        redrives.redrive(trouble.group, key="z")
     with pytest.raises(NotParked, match="at position 0"):
-        parking.redrive(trouble.group, position=0)
+        redrives.redrive(trouble.group, position=0)
 
 
 def test_a_message_without_a_handler_is_skipped(trouble):
     """A handler that was removed meanwhile: the message leaves the queue as any other would."""
     trouble.group._routes.clear()
-    redriven = parking.redrive(trouble.group, key="a")
+    redriven = redrives.redrive(trouble.group, key="a")
 
-    assert redriven == parking.Redriven(0, 2, (), 0)
+    assert redriven == redrives.Redriven(0, 2, (), 0)
     assert trouble.cursor().skipped == 2
     assert account("scripted") == (6, 6)
 
@@ -193,7 +194,7 @@ def test_a_failing_redrive_leaves_no_effect(trouble):
         OrderLine.objects.create(order_id=999)
 
     trouble.do(handle)
-    redriven = parking.redrive(trouble.group, key="a")
+    redriven = redrives.redrive(trouble.group, key="a")
 
     assert redriven.failed[0].error.startswith("IntegrityError")
     assert trouble.effects() == [trouble.positions[5]]
@@ -202,12 +203,12 @@ def test_a_failing_redrive_leaves_no_effect(trouble):
 
 def test_a_discarded_message_is_gone_and_recorded(trouble):
     """It is counted as skipped; who dropped it, what and why stands in the operators' actions."""
-    discarded = parking.discard(
+    discarded = redrives.discard(
         trouble.group, trouble.positions[0], reason="test order", actor="ann"
     )
     action = OperatorAction.objects.get()
     trouble.faults.clear()
-    parking.redrive(trouble.group, key="a")
+    redrives.redrive(trouble.group, key="a")
 
     assert (discarded.key, discarded.remaining) == ("a", 1)
     assert (action.actor, action.action, action.group) == ("ann", "discard", "scripted")
@@ -222,7 +223,7 @@ def test_a_discarded_message_is_gone_and_recorded(trouble):
 def test_only_a_parked_message_can_be_discarded(trouble):
     """Another position is refused, and nothing is recorded."""
     with pytest.raises(NotParked):
-        parking.discard(trouble.group, trouble.positions[5], reason="a mistake")
+        redrives.discard(trouble.group, trouble.positions[5], reason="a mistake")
 
     assert not OperatorAction.objects.exists()
 
@@ -242,7 +243,7 @@ def test_a_redrive_waits_for_the_batch_in_hand(trouble, background, connect):
 
 
 def redrive_everything(group):
-    return parking.redrive(group, everything=True)
+    return redrives.redrive(group, everything=True)
 
 
 def test_what_is_parked_before_a_reset_point_is_not_counted_again(trouble):
@@ -251,8 +252,8 @@ def test_what_is_parked_before_a_reset_point_is_not_counted_again(trouble):
         base_position=trouble.positions[-1], processed=0, skipped=0
     )
     trouble.faults.clear()
-    parking.redrive(trouble.group, key="a")
-    parking.discard(trouble.group, trouble.positions[1], reason="a test")
+    redrives.redrive(trouble.group, key="a")
+    redrives.discard(trouble.group, trouble.positions[1], reason="a test")
 
     assert account("scripted") == (0, 0)
     assert trouble.cursor().parked == 2
@@ -277,7 +278,7 @@ def test_redrives_race_with_workers_and_publishers(script, background):
 
     def redrive():
         start.wait(30)
-        while parking.list_parked(billing.group).exists():
+        while redrives.list_parked(billing.group).exists():
             redrive_everything(billing.group)
 
     workers = [background(work) for _ in range(2)]
@@ -318,7 +319,7 @@ def test_a_crash_counts_as_a_failed_attempt(script, attempts):
     Worker([billing.group]).register()
     cursor = billing.cursor()
     recorded = [
-        parking.record_crash(cursor.id, positions[0], "killed by SIGSEGV") for _ in range(attempts)
+        redrives.record_crash(cursor.id, positions[0], "killed by SIGSEGV") for _ in range(attempts)
     ]
     parked = billing.parked()
     error = billing.cursor().last_error
@@ -331,7 +332,7 @@ def test_a_crash_counts_as_a_failed_attempt(script, attempts):
     else:
         assert parked == [(positions[0], "failed")]
         assert billing.effects() == positions[2:]
-        assert parking.list_parked("scripted")[0].error_class == "outbox.exceptions.WorkerDied"
+        assert redrives.list_parked("scripted")[0].error_class == "outbox.exceptions.WorkerDied"
     assert account("scripted") == (3, 3)
 
 
@@ -340,12 +341,12 @@ def test_a_crash_in_the_middle_of_a_batch_blames_the_message_in_hand(script):
     billing = script(retry=outbox.Retry(max_attempts=2, base=0))
     positions = publish("a", "b", "c", "d")
     Worker([billing.group]).register()
-    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
-    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
     not_parked_yet = billing.parked()
     Worker([billing.group]).run_once()
     before = billing.effects()
-    parking.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
     billing.drain()
 
     assert not_parked_yet == []
@@ -363,11 +364,11 @@ def test_a_crash_in_a_batch_handler_parks_no_innocent_message(script):
     positions = publish("a", "b", "c")
     Worker([billing.group]).register()
     cursor = billing.cursor()
-    parking.record_crash(cursor.id, positions[0], "killed by SIGKILL")
+    redrives.record_crash(cursor.id, positions[0], "killed by SIGKILL")
     after_the_first = billing.parked()
-    parking.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    redrives.record_crash(cursor.id, positions[1], "killed by SIGKILL")
     Worker([billing.group]).run_once()
-    parking.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    redrives.record_crash(cursor.id, positions[1], "killed by SIGKILL")
     billing.drain()
 
     assert after_the_first == []
@@ -383,8 +384,8 @@ def test_a_crash_of_the_past_changes_nothing(script):
     billing.drain()
     before = list(Cursor.objects.values())
     outcomes = [
-        parking.record_crash(billing.cursor().id, position, "killed by SIGKILL"),
-        parking.record_crash(0, position, "killed by SIGKILL"),
+        redrives.record_crash(billing.cursor().id, position, "killed by SIGKILL"),
+        redrives.record_crash(0, position, "killed by SIGKILL"),
     ]
 
     assert outcomes == [False, False]
@@ -401,8 +402,8 @@ def test_a_crash_under_a_lease_needs_its_holder(script):
     with transaction.atomic():
         claim, _ = cursors.claim([billing.group], position, "default", 1)
         cursors.lease(claim, 3600, "default")
-    of_another = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=1)
-    of_the_holder = parking.record_crash(claim.id, position, "killed by SIGKILL", pid=os.getpid())
+    of_another = redrives.record_crash(claim.id, position, "killed by SIGKILL", pid=1)
+    of_the_holder = redrives.record_crash(claim.id, position, "killed by SIGKILL", pid=os.getpid())
 
     assert (of_another, of_the_holder) == (False, True)
     assert billing.cursor().leased_until is None

@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 
 import outbox
-from outbox.queries import statement
+from outbox.sql import statement
 
 PACKAGE = Path(outbox.__file__).parent
 MODULES = [path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts]
@@ -19,9 +19,9 @@ FRAGMENTS = {"snapshot.py": ["SELECT "]}
 """The condition of a capture is an expression already; here it becomes a subquery."""
 
 
-def blocks(file="queries.sql"):
-    """Name, comment and SQL text of each statement of a file."""
-    text = (PACKAGE / file).read_text(encoding="utf-8")
+def blocks(files="sql/*.sql"):
+    """Name, comment and SQL text of each statement of some files."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.glob(files)))
     for block in re.split(r"^-- name: ", text, flags=re.MULTILINE)[1:]:
         name, *lines = block.splitlines()
         comment = [line for line in lines if line.startswith("--")]
@@ -48,10 +48,10 @@ def strings(path):
 LITERALS = {text for path in MODULES for text in strings(path)}
 
 
-@pytest.mark.parametrize("file", ["queries.sql", "capture.sql"])
-def test_names_are_unique(file):
+@pytest.mark.parametrize("files", ["sql/*.sql", "changes/trigger.sql"])
+def test_names_are_unique(files):
     """A name stands for one statement."""
-    names = [name for name, _, _ in blocks(file)]
+    names = [name for name, _, _ in blocks(files)]
 
     assert names
     assert sorted(names) == sorted(set(names))

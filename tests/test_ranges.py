@@ -15,9 +15,12 @@ from django.db import connection, transaction
 from django.db.models import F
 
 import outbox
-from outbox import cursors, groups, parking, ranges, replay
+from outbox import groups
+from outbox.consuming import cursors
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor
+from outbox.operations import redrives, replay
+from outbox.operations import scaling as ranges
 from outbox.worker import Worker
 from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
 from tests.contracts.harness import due_now, exhaust, handled, stored, value, worker
@@ -240,7 +243,7 @@ def test_parked_messages_are_counted_where_their_slots_are(keys):
     assert parked == [0, 1]
     assert handled("billing") == [stored()[2]]
     assert Cursor.objects.get(group="billing").parked == 2
-    assert parking.list_parked("billing").count() == 2
+    assert redrives.list_parked("billing").count() == 2
     assert uncounted("billing") == 0
 
 

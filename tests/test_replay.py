@@ -12,12 +12,12 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 
 import outbox
-from outbox import replay
-from outbox.audit import audit
-from outbox.cursors import register
+from outbox.consuming.cursors import register
 from outbox.exceptions import InvalidReset, InvalidSkip, UnknownGroup
 from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
-from outbox.status import describe
+from outbox.operations import replay
+from outbox.operations.audit import audit
+from outbox.operations.status import describe
 from outbox.testing import drain
 from outbox.worker import Worker
 from tests import flight_log

@@ -7,9 +7,9 @@ import pytest
 from django.db import connection
 
 import outbox
-from outbox.audit import audit
 from outbox.models import Cursor, Message
-from outbox.status import describe
+from outbox.operations.audit import audit
+from outbox.operations.status import describe
 from outbox.testing import drain
 from outbox.worker import Worker
 from tests import flight_log

@@ -10,11 +10,12 @@ from django.db.models import OuterRef
 from django.utils import timezone
 
 import outbox
-from outbox import cursors, pauses, replay, status
-from outbox.cursors import register
+from outbox.consuming import cursors
+from outbox.consuming.cursors import register
 from outbox.exceptions import UnknownGroup
 from outbox.models import Cursor, Message
-from outbox.sessions import worker_sessions
+from outbox.operations import pauses, replay, status
+from outbox.operations.sessions import worker_sessions
 from outbox.testing import drain
 from tests.contracts.harness import Background, Gate, backend, execute, insert, worker
 from tests.shop import consumers

@@ -9,10 +9,11 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox import replay, waiting
-from outbox.cursors import register
+from outbox.consuming import read_your_writes
+from outbox.consuming.cursors import register
 from outbox.exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from outbox.models import Cursor
+from outbox.operations import replay
 from outbox.testing import drain
 from tests.contracts.harness import Background, Gate, execute, insert, worker
 from tests.shop import consumers
@@ -94,7 +95,7 @@ def test_it_waits_for_every_channel_and_range_of_the_group(connect):
 
 def test_it_wakes_up_by_notify(connect, monkeypatch):
     """With all looks of its own put off to after the timeout, the NOTIFY alone ends the wait."""
-    monkeypatch.setattr(waiting, "FIRST_WAIT", 60)
+    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
     session = connect()
     gate = Gate(connect(), "billing")
     position = publish("gate")
@@ -115,8 +116,10 @@ def test_a_batch_that_looked_before_the_waiter_came_is_not_missed(connect, monke
     position = publish()
     has_looked, go_on = threading.Event(), threading.Event()
     looks = []
-    look = waiting._has_handled
-    monkeypatch.setattr(waiting, "_has_handled", lambda *which: looks.append(1) or look(*which))
+    look = read_your_writes._has_handled
+    monkeypatch.setattr(
+        read_your_writes, "_has_handled", lambda *which: looks.append(1) or look(*which)
+    )
 
     def handle_and_hold():
         with transaction.atomic():
@@ -315,7 +318,7 @@ def test_a_parked_message_counts_as_handled():
 
 def test_a_skip_ends_the_wait(connect, monkeypatch):
     """An operator's skip wakes who waits, as a worker's commit does."""
-    monkeypatch.setattr(waiting, "FIRST_WAIT", 60)
+    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
     session = connect()
     position = publish()
     waited = Background(outbox.wait_for, "billing", position, 30)

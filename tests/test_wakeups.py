@@ -13,7 +13,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 import outbox
-from outbox.wakeups import Wakeups
+from outbox.consuming.notifications import Wakeups
 from outbox.worker import Worker
 from tests.support import environment, wait_until
 

@@ -135,7 +135,12 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     }
 
     assert {name for name in names if not name.startswith("django_pgoutbox-")} == sources
-    assert {"outbox/queries.sql", "outbox/migrations/0001_initial.py", "outbox/py.typed"} <= names
+    assert {
+        "outbox/sql/log.sql",
+        "outbox/changes/trigger.sql",
+        "outbox/migrations/0001_initial.py",
+        "outbox/py.typed",
+    } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -23,7 +23,7 @@ django.setup()
 from django.db import transaction  # noqa: E402
 
 import outbox  # noqa: E402
-from outbox.wakeups import Wakeups  # noqa: E402
+from outbox.consuming.notifications import Wakeups  # noqa: E402
 from outbox.worker import Worker  # noqa: E402
 
 POLL_INTERVAL = 60.0

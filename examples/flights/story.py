@@ -15,7 +15,7 @@ from flights.marks import Report, rate
 from flights.models import DelayTrace
 from flights.verify import GROUPS, check, wrong_flights
 from outbox.models import Message
-from outbox.status import list_groups
+from outbox.operations.status import list_groups
 from screen import Screen, result_table
 
 TICK = 0.5  # seconds between two looks at the database

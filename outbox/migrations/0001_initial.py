@@ -10,8 +10,9 @@ from django.db import migrations, models
 import outbox.models
 
 
-def read(name: str) -> str:
-    return (Path(__file__).parent / "sql" / name).read_text(encoding="utf-8")
+def read(pattern: str) -> str:
+    files = sorted((Path(__file__).parent / "sql" / "v1").glob(pattern))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 class Migration(migrations.Migration):
@@ -226,7 +227,7 @@ class Migration(migrations.Migration):
         ),
         migrations.SeparateDatabaseAndState(
             database_operations=[
-                migrations.RunSQL(sql=read("log_v1.sql"), reverse_sql=read("log_v1_drop.sql"))
+                migrations.RunSQL(sql=read("0*.sql"), reverse_sql=read("drop.sql"))
             ],
             state_operations=[
                 migrations.CreateModel(

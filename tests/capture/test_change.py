@@ -18,7 +18,8 @@ from django.db.backends.postgresql.psycopg_any import (
 from django.test.utils import isolate_apps
 
 import outbox
-from outbox import events, row_images
+from outbox import events
+from outbox.changes import row_images
 from outbox.testing import drain, published
 from tests.capture.harness import changes, run_sql, stored
 from tests.library.models import (

@@ -11,7 +11,8 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox import snapshot, testing
+from outbox import testing
+from outbox.changes import snapshot
 from outbox.models import Message, Snapshot
 from tests.capture.harness import changes, operations, run_sql, stored
 from tests.contracts.harness import execute, waiting_for_locks

@@ -4,8 +4,8 @@ message of its key overtake it."""
 import pytest
 
 import outbox
-from outbox import parking
 from outbox.models import Cursor
+from outbox.operations import redrives
 from tests.failing import account, publish, script
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -18,7 +18,7 @@ def test_a_message_that_goes_on_failing_is_parked(script):
     (position,) = publish("a")
     billing.faults[position] = ValueError("no such order")
     billing.drain()
-    parked = parking.list_parked(billing.group).get()
+    parked = redrives.list_parked(billing.group).get()
     again = billing.drain()
 
     assert billing.effects() == []
@@ -55,7 +55,7 @@ def test_a_redrive_returns_the_key_to_the_live_flow(script):
     billing.faults[first[0]] = ValueError()
     billing.drain()
     billing.faults.clear()
-    redriven = parking.redrive(billing.group, key="a")
+    redriven = redrives.redrive(billing.group, key="a")
     (later,) = publish("a")
     billing.drain()
 

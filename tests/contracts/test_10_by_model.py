@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 )
 
 import outbox
-from outbox import groups, parking
+from outbox import groups
 from outbox.models import Cursor, ParkedMessage
+from outbox.operations import redrives
 from outbox.worker import Worker
 from tests.failing import account, publish
 from tests.shop.models import Effect
@@ -179,7 +180,7 @@ class Machine(RuleBasedStateMachine):
             return
         position = model.waiting[0][0]
         cursor = Cursor.objects.get(group=name)
-        assert parking.record_crash(cursor.id, position, "killed by SIGKILL")
+        assert redrives.record_crash(cursor.id, position, "killed by SIGKILL")
         model.crashes[position] = model.crashes.get(position, 0) + 1
         if model.crashes[position] == RETRY.max_attempts:
             model.give_up(*model.waiting.pop(0))
@@ -187,12 +188,12 @@ class Machine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(list(GROUPS)), key=st.sampled_from(["a", "b", "c"]))
     def redrive_key(self, name, key):
         if self.models[name].is_blocked(key):
-            parking.redrive(name, key=key)
+            redrives.redrive(name, key=key)
             self.models[name].redrive(key, everything=False)
 
     @rule(name=st.sampled_from(list(GROUPS)))
     def redrive_everything(self, name):
-        parking.redrive(name, everything=True)
+        redrives.redrive(name, everything=True)
         self.models[name].redrive(None, everything=True)
 
     @precondition(lambda self: any(model.parked for model in self.models.values()))
@@ -202,7 +203,7 @@ class Machine(RuleBasedStateMachine):
             st.sampled_from([name for name, model in self.models.items() if model.parked])
         )
         position = data.draw(st.sampled_from(sorted(self.models[name].parked)))
-        parking.discard(name, position, reason="a test")
+        redrives.discard(name, position, reason="a test")
         del self.models[name].parked[position]
         self.models[name].skipped.add(position)
 

@@ -21,14 +21,16 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from django.utils import autoreload
 
-from outbox import groups, in_hand, parking
-from outbox.exceptions import OutboxError
-from outbox.in_hand import InHand
-from outbox.lifeline import SIGNALS, Exit, Lifeline
-from outbox.pulse import Pulse
-from outbox.supervisor import Supervisor
-from outbox.wakeups import Wakeups
-from outbox.worker import Worker
+from ... import groups
+from ...consuming import in_flight
+from ...consuming.in_flight import InHand
+from ...consuming.notifications import Wakeups
+from ...exceptions import OutboxError
+from ...operations import redrives
+from ...processes.heartbeat import Pulse
+from ...processes.shutdown import SIGNALS, Exit, Lifeline
+from ...processes.supervisor import Supervisor
+from ...worker import Worker
 
 logger = logging.getLogger("outbox.worker")
 
@@ -123,7 +125,7 @@ class Command(BaseCommand):
 
     def _work(self, options: dict[str, Any]) -> int:
         parent, shared = options["supervised"] or (None, None)
-        record = in_hand.keep(shared) if shared is not None else None
+        record = in_flight.keep(shared) if shared is not None else None
         if options["state_file"]:
             record = take_over(options["state_file"], options["database"])
         if record is not None:
@@ -195,12 +197,12 @@ def take_over(path: Path, using: str) -> InHand:
             f"{path} is in use by another process: give each its own --state-file",
             returncode=Exit.USAGE,
         ) from error
-    record = in_hand.keep(fd)
+    record = in_flight.keep(fd)
     last = record.read()
     if last.position:
         reason = "the process ended and left no word why"
         try:
-            parking.record_crash(last.cursor, last.position, reason, pid=last.pid, using=using)
+            redrives.record_crash(last.cursor, last.position, reason, pid=last.pid, using=using)
         except DatabaseError:
             logger.exception("the message at %d may have ended the last worker", last.position)
     return record

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connections
 
-from outbox.exceptions import (
+from ...exceptions import (
     InvalidGroup,
     InvalidPause,
     InvalidReset,
@@ -17,8 +17,8 @@ from outbox.exceptions import (
     OutboxError,
     UnknownGroup,
 )
-from outbox.management.verbs import VERBS
-from outbox.management.verbs.printer import Printer
+from ..verbs import VERBS
+from ..verbs.printer import Printer
 
 USAGE = 2
 MISUSES = (InvalidGroup, InvalidPause, InvalidReset, InvalidSnapshot, UnknownGroup)

@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from outbox import actions, groups, pauses, ranges, replay
-from outbox.scenarios import Place
-
+from ... import groups
+from ...operations import action_log, pauses, replay, scaling
+from ...operations.reset_targets import Place
 from .printer import Printer, slots
 from .verb import Verb, duration, positive, time_with_zone
 
@@ -163,15 +163,15 @@ class Scale(Verb):
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write the ranges as they are then."""
         group, using = groups.get(options["group"]), options["database"]
-        before = len(ranges.describe(group, channel=options["channel"], using=using))
-        shape = ranges.scale(
+        before = len(scaling.describe(group, channel=options["channel"], using=using))
+        shape = scaling.scale(
             group,
             options["to"],
             channel=options["channel"],
             using=using,
             timeout=options["timeout"],
         )
-        actions.record(
+        action_log.record(
             "scale",
             group.name,
             using=using,

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.management.base import OutputWrapper
 from django.core.management.color import Style
 
-from outbox.queries import zoned
+from ...sql import zoned
 
 WIDTH = 100
 """Columns that a table should fit into; text in its last and first column is cut for that."""

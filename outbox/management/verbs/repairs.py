@@ -8,9 +8,9 @@ from typing import Any
 from django.db.models import QuerySet
 from django.forms.models import model_to_dict
 
-from outbox import actions, parking, segments
-from outbox.models import ParkedMessage
-
+from ...models import ParkedMessage
+from ...operations import action_log, redrives
+from ...retention import segments
 from .printer import Printer, ago
 from .verb import Verb, positive
 
@@ -28,7 +28,9 @@ class Parked(Verb):
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write a line per message."""
-        found = parking.list_parked(options["group"], key=options["key"], using=options["database"])
+        found = redrives.list_parked(
+            options["group"], key=options["key"], using=options["database"]
+        )
         print_parked(printer, found[: options["limit"]])
 
 
@@ -50,7 +52,7 @@ class Redrive(Verb):
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write how many succeeded, and what failed again."""
-        done = parking.redrive(
+        done = redrives.redrive(
             options["group"],
             key=options["key"],
             position=options["position"],
@@ -60,7 +62,7 @@ class Redrive(Verb):
             using=options["database"],
         )
         if not options["dry_run"]:
-            actions.record(
+            action_log.record(
                 "redrive",
                 options["group"],
                 using=options["database"],
@@ -94,7 +96,7 @@ class Discard(Verb):
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write what was dropped."""
-        dropped = parking.discard(
+        dropped = redrives.discard(
             options["group"],
             options["position"],
             reason=options["reason"],

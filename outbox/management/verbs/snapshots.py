@@ -7,9 +7,8 @@ from typing import Any
 
 from django.apps import apps
 
-from outbox import snapshot
-from outbox.exceptions import InvalidSnapshot
-
+from ...changes import snapshot
+from ...exceptions import InvalidSnapshot
 from .printer import Printer
 from .verb import Verb, positive
 

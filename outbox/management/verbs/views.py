@@ -8,11 +8,11 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from outbox import audit, doctor, groups, parking, status, tail
-from outbox.health import RangeStatus
-from outbox.sessions import HorizonStatus
-from outbox.status import Description, GroupStatus
-
+from ... import groups
+from ...operations import audit, doctor, redrives, status, tail
+from ...operations.range_status import RangeStatus
+from ...operations.sessions import HorizonStatus
+from ...operations.status import Description, GroupStatus
 from .printer import Printer, ago, at_least, slots
 from .repairs import print_parked
 from .verb import Verb, past_threshold, positive, time_with_zone
@@ -55,7 +55,7 @@ class Describe(Verb):
         """Write the part that is asked for; without a part, the summary and the ranges."""
         using = options["database"]
         if options["parked"]:
-            return print_parked(printer, parking.list_parked(options["group"], using=using))
+            return print_parked(printer, redrives.list_parked(options["group"], using=using))
         description = status.describe(options["group"], using)
         if printer.as_json:
             return printer.json(description)

@@ -12,7 +12,7 @@ import pgtrigger.migrations
 from django.conf import settings
 from django.db import migrations, models
 
-import outbox.capture_sql
+import outbox.changes.trigger_sql
 import tests.library.models
 
 
@@ -290,7 +290,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_titles_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'titles', new.\"id\"::text, 'library.Book', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"title\") AS c), jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="455d6bbb3066c361347fe1d3ccb8b0ada08cc9a5",
                     level="STATEMENT",
@@ -306,7 +306,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_titles_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"title\" IS DISTINCT FROM new.\"title\" END) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'titles', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Book', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"title\") AS c), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"title\") AS c), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"title\" IS DISTINCT FROM new.\"title\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="1d4e559b5d6cab218b89c8e88f1334d9e125210b",
                     level="STATEMENT",
@@ -322,7 +322,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_titles_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'titles', old.\"id\"::text, 'library.Book', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"title\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="b5c8cb3e23fdbd8529059a517a61b558e68f0bf8",
                     level="STATEMENT",
@@ -338,7 +338,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_prices_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((OLD.\"price\" IS DISTINCT FROM (NEW.\"price\")), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'prices', CASE outbox_operation WHEN 'delete' THEN NULL ELSE NULL END, 'library.Book', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((OLD.\"price\" IS DISTINCT FROM (NEW.\"price\")), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="d1b981f33d1318b700eb6cc38c5f6aac99ed6d73",
                     level="STATEMENT",
@@ -354,7 +354,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_published_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values AS new WHERE (NEW.\"status\" = 'it''s out')) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'published', new.\"id\"::text, 'library.Book', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (NEW.\"status\" = 'it''s out'); END IF;",
                     hash="ab08a4335892cc7664bae912e979ee75d91a6f9f",
                     level="STATEMENT",
@@ -370,7 +370,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_published_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((NEW.\"status\" = 'it''s out'), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'published', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Book', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((NEW.\"status\" = 'it''s out'), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="589bbbb89d1ef7546fe17feed2f8ab4c33bd3d69",
                     level="STATEMENT",
@@ -386,7 +386,7 @@ class Migration(migrations.Migration):
             model_name="book",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_withdrawn_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'withdrawn', old.\"id\"::text, 'library.Book', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="9657172d59fd8bae1d93185e182742512b43eb77",
                     level="STATEMENT",
@@ -420,7 +420,7 @@ class Migration(migrations.Migration):
             model_name="parent",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_parents_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'parents', new.\"key\"::text, 'library.Parent', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END) FROM new_values AS new WHERE (true);",
                     hash="1bcb17594441506cd78f960df86f33aaf2fd83b4",
                     level="STATEMENT",
@@ -436,7 +436,7 @@ class Migration(migrations.Migration):
             model_name="parent",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_parents_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'parents', CASE outbox_operation WHEN 'delete' THEN old.\"key\"::text ELSE new.\"key\"::text END, 'library.Parent', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"key\" = new.\"key\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="ee5fafdb272626c2ed0f79f49bce80e4d6576dc5",
                     level="STATEMENT",
@@ -452,7 +452,7 @@ class Migration(migrations.Migration):
             model_name="parent",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_parents_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'parents', old.\"key\"::text, 'library.Parent', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="1450d3f2c93c3123dc43d4da450d6c5f53c756eb",
                     level="STATEMENT",
@@ -468,7 +468,7 @@ class Migration(migrations.Migration):
             model_name="childofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', new.\"key\"::text, 'library.ChildOfAbstract', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END) FROM new_values AS new WHERE (true);",
                     hash="2b34a23ffca029302d27aa5f14abd11d454b4c40",
                     level="STATEMENT",
@@ -484,7 +484,7 @@ class Migration(migrations.Migration):
             model_name="childofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', CASE outbox_operation WHEN 'delete' THEN old.\"key\"::text ELSE new.\"key\"::text END, 'library.ChildOfAbstract', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"key\" = new.\"key\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="bcec1886eb3c683c6864bff50f409781796a8427",
                     level="STATEMENT",
@@ -500,7 +500,7 @@ class Migration(migrations.Migration):
             model_name="childofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', old.\"key\"::text, 'library.ChildOfAbstract', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="67a009394dab1f936fc30d379f1499ba5f4aadd4",
                     level="STATEMENT",
@@ -516,7 +516,7 @@ class Migration(migrations.Migration):
             model_name="counter",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_counters_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'counters', new.\"id\"::text, 'library.Counter', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="f6a1b2cedca033f6e9f56fb5821017ccfdf49f2f",
                     level="STATEMENT",
@@ -532,7 +532,7 @@ class Migration(migrations.Migration):
             model_name="counter",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_counters_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'counters', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Counter', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="88125f5944ea43e7eddf47bf00cbd5e6dcd376f6",
                     level="STATEMENT",
@@ -548,7 +548,7 @@ class Migration(migrations.Migration):
             model_name="counter",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_counters_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'counters', old.\"id\"::text, 'library.Counter', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="c432ef56e1b4d2ec3f71fd6e0f592c5ca1c10112",
                     level="STATEMENT",
@@ -564,7 +564,7 @@ class Migration(migrations.Migration):
             model_name="loan",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_loans_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'loans', replace(replace(new.\"branch\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(new.\"reference\"::text, '\\', '\\\\'), ':', '\\:'), 'library.Loan', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="4dc6e8de80c5f8b0c3ecbcbf5f344b0d8cf63e44",
                     level="STATEMENT",
@@ -580,7 +580,7 @@ class Migration(migrations.Migration):
             model_name="loan",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_loans_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'loans', CASE outbox_operation WHEN 'delete' THEN replace(replace(old.\"branch\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(old.\"reference\"::text, '\\', '\\\\'), ':', '\\:') ELSE replace(replace(new.\"branch\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(new.\"reference\"::text, '\\', '\\\\'), ':', '\\:') END, 'library.Loan', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="7d301db5b1f8bbdaca8ca20395f411c4daa57e59",
                     level="STATEMENT",
@@ -596,7 +596,7 @@ class Migration(migrations.Migration):
             model_name="loan",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_loans_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'loans', replace(replace(old.\"branch\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(old.\"reference\"::text, '\\', '\\\\'), ':', '\\:'), 'library.Loan', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="f1af2f5fd20e5ac91ab5e7d3745732901e768c54",
                     level="STATEMENT",
@@ -622,7 +622,7 @@ class Migration(migrations.Migration):
             model_name="media",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_media_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'media', new.\"key\"::text, 'library.Media', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END) FROM new_values AS new WHERE (true);",
                     hash="f134e61ba0758bdf8c655d0099f09b212cf2ec77",
                     level="STATEMENT",
@@ -638,7 +638,7 @@ class Migration(migrations.Migration):
             model_name="media",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_media_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'media', CASE outbox_operation WHEN 'delete' THEN old.\"key\"::text ELSE new.\"key\"::text END, 'library.Media', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"key\" = new.\"key\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="7c1bc68eeb19d0aa1a5a22feda24ae7f292cafec",
                     level="STATEMENT",
@@ -654,7 +654,7 @@ class Migration(migrations.Migration):
             model_name="media",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_media_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'media', old.\"key\"::text, 'library.Media', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="67dadd012491924ab042bc6782714c7ed6b94387",
                     level="STATEMENT",
@@ -670,7 +670,7 @@ class Migration(migrations.Migration):
             model_name="membership",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_memberships_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'memberships', replace(replace(new.\"club\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(new.\"number\"::text, '\\', '\\\\'), ':', '\\:'), 'library.Membership', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('club', new.\"club\", 'number', new.\"number\")) END) FROM new_values AS new WHERE (true);",
                     hash="0aac1f6134592d6a7fc0cc68ffc2b5182e6d83a1",
                     level="STATEMENT",
@@ -686,7 +686,7 @@ class Migration(migrations.Migration):
             model_name="membership",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_memberships_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'memberships', CASE outbox_operation WHEN 'delete' THEN replace(replace(old.\"club\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(old.\"number\"::text, '\\', '\\\\'), ':', '\\:') ELSE replace(replace(new.\"club\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(new.\"number\"::text, '\\', '\\\\'), ':', '\\:') END, 'library.Membership', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('club', old.\"club\", 'number', old.\"number\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('club', new.\"club\", 'number', new.\"number\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"club\" = new.\"club\" AND old.\"number\" = new.\"number\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="d6881a9d1e3ae20b57880603cfa9adde446a37f7",
                     level="STATEMENT",
@@ -702,7 +702,7 @@ class Migration(migrations.Migration):
             model_name="membership",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_memberships_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'memberships', replace(replace(old.\"club\"::text, '\\', '\\\\'), ':', '\\:') || ':' || replace(replace(old.\"number\"::text, '\\', '\\\\'), ':', '\\:'), 'library.Membership', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('club', old.\"club\", 'number', old.\"number\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="99aaa36ad29642f088aa72429b87b589617c34ba",
                     level="STATEMENT",
@@ -718,7 +718,7 @@ class Migration(migrations.Migration):
             model_name="otherchildofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', new.\"key\"::text, 'library.OtherChildOfAbstract', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END) FROM new_values AS new WHERE (true);",
                     hash="a6ca8b15af010faa8d612f7370891943b238c09c",
                     level="STATEMENT",
@@ -734,7 +734,7 @@ class Migration(migrations.Migration):
             model_name="otherchildofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', CASE outbox_operation WHEN 'delete' THEN old.\"key\"::text ELSE new.\"key\"::text END, 'library.OtherChildOfAbstract', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('key', new.\"key\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"key\" = new.\"key\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="24432c3a160458d7a5022a5f024673b277a2db89",
                     level="STATEMENT",
@@ -750,7 +750,7 @@ class Migration(migrations.Migration):
             model_name="otherchildofabstract",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_offspring_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'offspring', old.\"key\"::text, 'library.OtherChildOfAbstract', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('key', old.\"key\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="85c1eb80dd71477eb68738e99ec91ff5c7039dd3",
                     level="STATEMENT",
@@ -778,7 +778,7 @@ class Migration(migrations.Migration):
             model_name="specimen",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_specimens_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'specimens', new.\"id\"::text, 'library.Specimen', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="155de24e88892a7be82dcb583883f0431f0a0758",
                     level="STATEMENT",
@@ -794,7 +794,7 @@ class Migration(migrations.Migration):
             model_name="specimen",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_specimens_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'specimens', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Specimen', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="f6d7407d93cb5b77eea28bfafc8c440e2b265dbf",
                     level="STATEMENT",
@@ -810,7 +810,7 @@ class Migration(migrations.Migration):
             model_name="specimen",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_specimens_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'specimens', old.\"id\"::text, 'library.Specimen', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="66331d46d954aa31d7b54c8c51a4bacebb20bc25",
                     level="STATEMENT",
@@ -826,7 +826,7 @@ class Migration(migrations.Migration):
             model_name="reader",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_readers_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'readers', new.\"id\"::text, 'auth.User', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS c), jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="06bf7283ffbaaa7b414a0b89cb8c767ad47c3cbf",
                     level="STATEMENT",
@@ -842,7 +842,7 @@ class Migration(migrations.Migration):
             model_name="reader",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_readers_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"username\" IS DISTINCT FROM new.\"username\" OR old.\"email\" IS DISTINCT FROM new.\"email\" END) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'readers', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'auth.User', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS c), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS c), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"username\" IS DISTINCT FROM new.\"username\" OR old.\"email\" IS DISTINCT FROM new.\"email\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="be0b535e419efc0fbf08cf5c1bb2282ef1d70aa4",
                     level="STATEMENT",
@@ -858,7 +858,7 @@ class Migration(migrations.Migration):
             model_name="reader",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_readers_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'readers', old.\"id\"::text, 'auth.User', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="f81d946c95afc831cf87bf31e2bb3b4aaca5d318",
                     level="STATEMENT",
@@ -874,7 +874,7 @@ class Migration(migrations.Migration):
             model_name="child",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_children_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'children', new.\"parent_ptr_id\"::text, 'library.Child', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('parent_ptr_id', new.\"parent_ptr_id\")) END) FROM new_values AS new WHERE (true);",
                     hash="4b459b097deb750bfd37f4597d0365cce8d2de27",
                     level="STATEMENT",
@@ -890,7 +890,7 @@ class Migration(migrations.Migration):
             model_name="child",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_children_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'children', CASE outbox_operation WHEN 'delete' THEN old.\"parent_ptr_id\"::text ELSE new.\"parent_ptr_id\"::text END, 'library.Child', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('parent_ptr_id', old.\"parent_ptr_id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('parent_ptr_id', new.\"parent_ptr_id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"parent_ptr_id\" = new.\"parent_ptr_id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="3bc581c59b9eb084df04a7d5e0d9b745411afb7b",
                     level="STATEMENT",
@@ -906,7 +906,7 @@ class Migration(migrations.Migration):
             model_name="child",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_children_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'children', old.\"parent_ptr_id\"::text, 'library.Child', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('parent_ptr_id', old.\"parent_ptr_id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="f15bf00520f4ef2a4fc10b40e83145872916da28",
                     level="STATEMENT",
@@ -922,7 +922,7 @@ class Migration(migrations.Migration):
             model_name="author",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_authors_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', new.\"id\"::text, 'library.Author', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="b7c2992993ac3c91fcf3384de239c09aa2ffc8ff",
                     level="STATEMENT",
@@ -938,7 +938,7 @@ class Migration(migrations.Migration):
             model_name="author",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_authors_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Author', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="28e2fc4766554e4b869fde96e87d46da64a875b3",
                     level="STATEMENT",
@@ -954,7 +954,7 @@ class Migration(migrations.Migration):
             model_name="author",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_authors_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', old.\"id\"::text, 'library.Author', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="79ab10fd62011231dfffe045f365459ea488bd1d",
                     level="STATEMENT",
@@ -970,7 +970,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_posts_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', new.\"id\"::text, 'library.Post', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="18894a0ba35ab05987edd8357c54db5daffb6f4f",
                     level="STATEMENT",
@@ -986,7 +986,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_posts_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM new_values) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Post', jsonb_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE true END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal; END IF;",
                     hash="26b0b4758bc2f951dcba2b2693422d761252d49e",
                     level="STATEMENT",
@@ -1002,7 +1002,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_posts_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', old.\"id\"::text, 'library.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="293bd5a557253ca7f2976a76c3696e1e2e137d53",
                     level="STATEMENT",
@@ -1018,7 +1018,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_ratings_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'ratings', new.\"author_id\"::text, 'library.Post', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'date', new.\"date\", 'author_id', new.\"author_id\", 'rating', new.\"rating\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"date\", new.\"author_id\", new.\"rating\") AS c), jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="f330d89acd620b7c1256c88e302fedc28056d2c3",
                     level="STATEMENT",
@@ -1034,7 +1034,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_ratings_update",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func='IF EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."date" IS DISTINCT FROM new."date" OR old."author_id" IS DISTINCT FROM new."author_id" OR old."rating" IS DISTINCT FROM new."rating" END) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT \'ratings\', CASE outbox_operation WHEN \'delete\' THEN old."author_id"::text ELSE new."author_id"::text END, \'library.Post\', jsonb_build_object(\'operation\', outbox_operation, \'old\', CASE WHEN outbox_operation <> \'insert\' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object(\'id\', old."id", \'date\', old."date", \'author_id\', old."author_id", \'rating\', old."rating") ELSE outbox_row_image((SELECT c FROM (SELECT old."id", old."date", old."author_id", old."rating") AS c), jsonb_build_object(\'id\', old."id")) END - \'outbox_ordinal\' END, \'new\', CASE WHEN outbox_operation <> \'delete\' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object(\'id\', new."id", \'date\', new."date", \'author_id\', new."author_id", \'rating\', new."rating") ELSE outbox_row_image((SELECT c FROM (SELECT new."id", new."date", new."author_id", new."rating") AS c), jsonb_build_object(\'id\', new."id")) END - \'outbox_ordinal\' END) FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."date" IS DISTINCT FROM new."date" OR old."author_id" IS DISTINCT FROM new."author_id" OR old."rating" IS DISTINCT FROM new."rating" END ORDER BY outbox_operation <> \'delete\', new.outbox_ordinal; END IF;',
                     hash="a5386a4fff2a34d8d64357e223665313eb1f8faf",
                     level="STATEMENT",
@@ -1050,7 +1050,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_ratings_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'ratings', old.\"author_id\"::text, 'library.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'date', old.\"date\", 'author_id', old.\"author_id\", 'rating', old.\"rating\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"date\", old.\"author_id\", old.\"rating\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="f2ecf7100d669acfef385ab27aeab5142f479d56",
                     level="STATEMENT",

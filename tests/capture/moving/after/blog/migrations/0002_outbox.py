@@ -4,7 +4,7 @@ import pgtrigger.compiler
 import pgtrigger.migrations
 from django.db import migrations
 
-import outbox.capture_sql
+import outbox.changes.trigger_sql
 
 MOVE_STORED_NOTIFICATIONS = """
 DO $$
@@ -56,7 +56,7 @@ class Migration(migrations.Migration):
             model_name="author",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_authors_insert",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', new.\"id\"::text, 'blog.Author', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
                     hash="6e2ce8f9d078dd5f954bfea564bf98a7b479bd02",
                     level="STATEMENT",
@@ -72,7 +72,7 @@ class Migration(migrations.Migration):
             model_name="post",
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_posts_delete",
-                sql=outbox.capture_sql.CaptureSql(
+                sql=outbox.changes.trigger_sql.CaptureSql(
                     func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', old.\"id\"::text, 'blog.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
                     hash="8f3b3b9b3ab4b628d99ae7a5af9f52405734cdf2",
                     level="STATEMENT",

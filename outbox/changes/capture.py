@@ -1,0 +1,280 @@
+"""Model changes as messages: triggers that append what a statement did to the log.
+
+Each captured operation is one statement-level trigger with transition tables, so a statement
+makes one insert into the log, whatever the number of its rows and whoever sent it. They are
+ordinary django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignore()` mutes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import pgtrigger
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist
+from django.db import models
+from pgtrigger import compiler
+
+from .. import events
+from ..exceptions import InvalidCapture
+from . import trigger_sql
+from .trigger_sql import CaptureSql
+
+Operation = Literal["insert", "update", "delete"]
+Names = str | Sequence[str]
+Model = TypeVar("Model", bound=models.Model)
+
+OPERATIONS: dict[Operation, tuple[pgtrigger.Operation, dict[str, str]]] = {
+    "insert": (pgtrigger.Insert, {"new": "new_values"}),
+    "update": (pgtrigger.Update, {"old": "old_values", "new": "new_values"}),
+    "delete": (pgtrigger.Delete, {"old": "old_values"}),
+}
+
+
+def capture(
+    *,
+    channel: str,
+    on: Operation | Iterable[Operation] = ("insert", "update", "delete"),
+    key: Names | None = None,
+    fields: Names | None = None,
+    exclude: Names | None = None,
+    condition: pgtrigger.Condition | None = None,
+) -> Capture:
+    """Capture the changes of a model's table as messages of `channel`.
+
+    Write `triggers = [*outbox.capture(channel="authors")]` in the model's `Meta`, or decorate
+    the model with `@outbox.capture(channel="authors")`.
+
+    `on`: "insert", "update", "delete", or several of them; all by default.
+    `key`: the field or fields whose values are the messages' key, several joined by ":"; the
+    primary key by default, () for none. A NULL among them makes a message without a key.
+    `fields`, `exclude`: the fields that the messages hold, or leave out; the primary key is
+    always held. With either, an update that changes none of the held fields is left out.
+    `condition`: a pgtrigger condition on `old__…` and `new__…`, for each row.
+
+    Raises InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
+    triggers are rendered (`makemigrations`).
+    """
+    chosen = (on,) if isinstance(on, str) else tuple(on)
+    if not chosen or set(chosen) - set(OPERATIONS):
+        raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
+    if fields is not None and exclude is not None:
+        raise InvalidCapture("capture() takes fields= or exclude=, not both.")
+    events.valid_channel(channel)
+    return Capture(
+        CaptureTrigger(
+            captures=captures,
+            channel=channel,
+            key=_names(key),
+            fields=_names(fields),
+            exclude=_names(exclude),
+            condition=condition,
+        )
+        for captures in OPERATIONS
+        if captures in chosen
+    )
+
+
+class Capture(list["CaptureTrigger"]):
+    """The triggers of one `capture()`; called with a model, it registers them there."""
+
+    def __call__(self, model: type[Model]) -> type[Model]:
+        """Register the triggers on `model` and return it."""
+        pgtrigger.register(*self)(model)
+        return model
+
+
+class CaptureTrigger(pgtrigger.Trigger):
+    """The trigger of one operation of one `capture()`; its arguments are its attributes."""
+
+    when = pgtrigger.After
+    level = pgtrigger.Statement
+
+    def __init__(
+        self,
+        *,
+        captures: Operation,
+        channel: str,
+        key: tuple[str, ...] | None = None,
+        fields: tuple[str, ...] | None = None,
+        exclude: tuple[str, ...] | None = None,
+        condition: pgtrigger.Condition | None = None,
+    ) -> None:
+        self.captures = captures
+        self.channel = channel
+        self.key = key
+        self.fields = fields
+        self.exclude = exclude
+        operation, tables = OPERATIONS[captures]
+        super().__init__(
+            name=f"outbox_{_slug(channel)}_{captures}",
+            operation=operation,
+            referencing=pgtrigger.Referencing(**tables),  # type: ignore[no-untyped-call]
+            condition=condition,
+        )
+
+    def compile(self, model: Any) -> compiler.Trigger:
+        """Return the trigger as migrations hold it, with the condition inside its function."""
+        sql = CaptureSql(
+            pgid=self.get_pgid(model),
+            func=self.get_func(model),
+            table=model._meta.db_table,
+            when=self.when,
+            operation=self.operation,
+            referencing=self.referencing or "",
+            level=self.level,
+        )
+        return compiler.Trigger(name=self.name, sql=sql)
+
+    def get_func(self, model: Any) -> str:
+        """Return what the trigger's function does."""
+        parts = self._pairs(model) if self.captures == "update" else self._rows(model)
+        found = parts.pop("found")
+        append = trigger_sql.fill(
+            "append",
+            channel=trigger_sql.literal(self.channel),
+            type=trigger_sql.literal(message_type(model)),
+            **parts,
+        )
+        if self.captures == "insert" and self.condition is None:
+            return append
+        return trigger_sql.fill("append_if_any", found=found, append=append)
+
+    def _rows(self, model: Any) -> dict[str, str]:
+        """Return the parts of the insert where each message is about one row."""
+        row = "old" if self.captures == "delete" else "new"
+        rows = trigger_sql.fill("rows", operand=row, condition=self.row_condition(model))
+        return {
+            "key": self.key_text(model, row),
+            "operation": f"'{self.captures}'",
+            "old": "NULL",
+            "new": "NULL",
+            row: self.image(model, row),
+            "source": rows,
+            "found": rows,
+        }
+
+    def _pairs(self, model: Any) -> dict[str, str]:
+        """Return the parts of the insert where each message is about an old and a new row."""
+        chosen, pk = self._chosen(model), model._meta.pk_fields
+        same = (f"old.{c} = new.{c}" for c in map(trigger_sql.column, pk))
+        changed = [trigger_sql.is_changed(field) for field in chosen or () if field not in pk]
+        pairs = trigger_sql.fill(
+            "pairs",
+            condition=self.row_condition(model),
+            is_same_row=" AND ".join(same),
+            is_changed="true" if chosen is None else " OR ".join(changed) or "false",
+        )
+        old_key, new_key = (self.key_text(model, row) for row in ("old", "new"))
+        old, new = (f"{self.image(model, row)} - 'outbox_ordinal'" for row in ("old", "new"))
+        chooses = chosen is not None or self.condition is not None
+        return {
+            "key": f"CASE outbox_operation WHEN 'delete' THEN {old_key} ELSE {new_key} END",
+            "operation": "outbox_operation",
+            "old": f"CASE WHEN outbox_operation <> 'insert' THEN {old} END",
+            "new": f"CASE WHEN outbox_operation <> 'delete' THEN {new} END",
+            "source": trigger_sql.fill("pairs_in_order", pairs=pairs),
+            "found": pairs if chooses else "new_values",
+        }
+
+    def image(self, model: type[models.Model], row: str) -> str:
+        """Return the SQL of a row as jsonb, by column; `row`: what the query calls the row."""
+        return trigger_sql.image(row, self._chosen(model), model._meta.pk_fields)
+
+    def key_text(self, model: type[models.Model], row: str) -> str:
+        """Return the SQL of a row's key."""
+        fields = model._meta.pk_fields if self.key is None else _fields(model, self.key)
+        texts = [trigger_sql.text(field, row) for field in fields]
+        if len(texts) < 2:
+            return texts[0] if texts else "NULL"
+        escaped = [rf"replace(replace({text}, '\', '\\'), ':', '\:')" for text in texts]
+        return " || ':' || ".join(escaped)
+
+    def row_condition(self, model: Any) -> str:
+        """Return the SQL of the condition on the rows old and new."""
+        condition = self.get_condition(model)
+        sql = condition.resolve(model).strip() if condition else "true"  # type: ignore[no-untyped-call]
+        missing = {"insert": "OLD", "delete": "NEW"}.get(self.captures)
+        unquoted = re.sub(r"'(?:[^']|'')*'", "", sql)
+        if missing and re.search(rf"\b{missing}\.", unquoted, re.IGNORECASE):
+            raise InvalidCapture(
+                f"The condition of channel {self.channel!r} on {model._meta.label} speaks of the "
+                f"{missing} row, which {self.captures}s do not have: capture them by a capture() "
+                f"of their own, with on={self.captures!r}."
+            )
+        if "$outbox$" in sql:
+            raise InvalidCapture(
+                f"The condition of channel {self.channel!r} on {model._meta.label} holds "
+                "$outbox$, which would end the trigger's function: write it as '$' || 'outbox$'."
+            )
+        return f"({sql})"
+
+    def _chosen(self, model: type[models.Model]) -> list[Any] | None:
+        if self.fields is None and self.exclude is None:
+            return None
+        named = _fields(model, self.fields if self.fields is not None else self.exclude or ())
+        pk = model._meta.pk_fields
+        return [
+            field
+            for field in table_fields(model)
+            if field in pk or (field in named) == (self.fields is not None)
+        ]
+
+
+def table_fields(model: type[models.Model]) -> list[Any]:
+    """Return the fields that are columns of the model's own table."""
+    return list(model._meta.concrete_model._meta.local_concrete_fields)  # type: ignore[union-attr]
+
+
+def message_type(model: type[models.Model]) -> str:
+    """Return the type name of the messages about a model's table, such as "library.Author"."""
+    return str(model._meta.concrete_model._meta.label)  # type: ignore[union-attr]
+
+
+def captures_of(
+    model: type[models.Model],
+) -> Iterator[tuple[type[models.Model], CaptureTrigger]]:
+    """Return the triggers that capture the model's table, each with the model it stands on.
+
+    That may be a proxy of the table's own model.
+    """
+    for each in apps.get_models(include_auto_created=True):
+        if each._meta.concrete_model is model._meta.concrete_model:
+            for trigger in getattr(each._meta, "triggers", ()):
+                if isinstance(trigger, CaptureTrigger):
+                    yield each, trigger
+
+
+def _names(names: Names | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _fields(model: type[models.Model], names: Iterable[str]) -> list[Any]:
+    known = table_fields(model)
+    found: list[Any] = []
+    for name in names:
+        try:
+            field = model._meta.get_field(name) if name != "pk" else None
+        except FieldDoesNotExist:
+            field = None
+        named = model._meta.pk_fields if name == "pk" else [field]
+        if any(each not in known for each in named):
+            raise InvalidCapture(
+                f"{name!r} is no field of the table of {model._meta.label}; its fields are "
+                f"{', '.join(each.name for each in known)}."
+            )
+        found += named
+    return found
+
+
+def _slug(channel: str) -> str:
+    """Return a part of a trigger's name that is the channel's alone, of at most 33 characters."""
+    if re.fullmatch(r"[a-z0-9_]{1,33}", channel):
+        return channel
+    plain = re.sub(r"[^a-z0-9_]", "_", channel.lower())[:24]
+    return f"{plain}_{hashlib.sha256(channel.encode()).hexdigest()[:8]}"

@@ -1,0 +1,1 @@
+"""From claim to commit: what a worker does with a batch, and with messages that fail."""

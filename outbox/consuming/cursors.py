@@ -1,0 +1,295 @@
+"""Cursors: where each group is in each channel, per range of slots.
+
+The cursor row is the only lock. Whoever changes anything about a slot range of a group holds
+its row until commit; `generation` rises when a range is moved or reshaped from outside, and
+an advance that knows an older one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from django.db import connections, transaction
+
+from .. import events, message_log
+from ..exceptions import StaleClaim
+from ..groups import ConsumerGroup
+from ..sql import array, run_statement
+from .idle_ranges import IdleRanges
+
+SLOTS = 32768
+IDLE_GAP = 10_000
+"""Positions a range without messages may lag behind before it is moved to the horizon."""
+RATE_SECONDS = 30.0
+"""Time constant of a range's average rate."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """A locked cursor row, as it was when it was locked."""
+
+    id: int
+    group: str
+    channel: str
+    slot_from: int
+    slot_to: int
+    position: int
+    generation: int
+    lease_token: int
+    seen_position: int
+    parked: int
+    """How many messages of the range are parked; 0 saves the look for their keys."""
+    attempts: int
+    failed_position: int | None
+    """The message that `attempts` and `failing_seconds` are about."""
+    rate: float
+    """Messages per second, averaged over the last half minute or so."""
+    idle_seconds: float
+    """Since its last commit."""
+    failing_seconds: float | None
+    """Since the first failure of the failed message; None when none has failed."""
+    until: int
+    """Up to which position this batch may move the range, at most the horizon."""
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """First and last slot, both inclusive."""
+        return self.slot_from, self.slot_to
+
+    def message(self, row: message_log.Row) -> events.Message:
+        """Return a row of the range as its handler sees it."""
+        position, key, type_name, payload, headers, created_at = row
+        return events.Message(
+            position,
+            self.channel,
+            key,
+            type_name,
+            self.attempts + 1 if position == self.failed_position else 1,
+            position <= self.seen_position,
+            self.group,
+            payload,
+            headers,
+            created_at,
+        )
+
+    def continues(self, other: Claim) -> bool:
+        """Tell whether nothing happened to the range since another claim of it."""
+        return _state(self) == _state(other)
+
+    def attempts_at(self, position: int) -> int:
+        """Return how many recorded attempts at a position have failed."""
+        return self.attempts if position == self.failed_position else 0
+
+    def failing_seconds_at(self, position: int) -> float:
+        """Return the seconds since the first failed attempt of a message; 0 when there is none."""
+        return (self.failing_seconds or 0.0) if position == self.failed_position else 0.0
+
+    def after(self, change: Advance, seconds: float) -> Claim:
+        """Return the claim as it stands after an advance, `seconds` after the one before."""
+        return dataclasses.replace(
+            self,
+            position=change.position,
+            parked=self.parked + change.parked,
+            rate=_rate(self, change.count),
+            idle_seconds=seconds,
+        )
+
+
+_state = operator.attrgetter("generation", "lease_token", "position", "attempts", "parked")
+_decode_claim = msgspec.json.Decoder(Claim).decode
+
+
+@dataclasses.dataclass(slots=True)
+class Advance:
+    """What one batch did to its range: the change of the cursor row."""
+
+    position: int
+    processed: int = 0
+    skipped: int = 0
+    parked: int = 0
+    attempts: int = 0
+    failed_position: int | None = None
+    retry_delay: float | None = None
+    """Seconds until the next message of the range may be tried; None: at once."""
+    last_error: str | None = ""
+    """None keeps the text that is there."""
+
+    @property
+    def count(self) -> int:
+        """Messages that the range moved past."""
+        return self.processed + self.skipped + self.parked
+
+
+def register(groups: Iterable[ConsumerGroup], using: str) -> None:
+    """Create the cursors of groups that have none yet in one of their channels.
+
+    A group that starts at "latest" begins at the horizon, so that a message whose
+    transaction is still open is not lost to it.
+    """
+    for group in groups:
+        position = message_log.horizon(using) if group.start == "latest" else 0
+        for channel in group.channels:
+            _register_channel(group, channel, position, using)
+
+
+def _register_channel(group: ConsumerGroup, channel: str, position: int, using: str) -> None:
+    bounds = slot_ranges(group.parallelism)
+    with transaction.atomic(using=using), connections[using].cursor() as cursor:
+        run_statement(cursor, "lock_group_shape", {"group": group.name, "channel": channel})
+        run_statement(
+            cursor,
+            "create_cursors",
+            {
+                "group": group.name,
+                "channel": channel,
+                "position": position,
+                "slots_from": [first for first, _ in bounds],
+                "slots_to": [last for _, last in bounds],
+            },
+        )
+
+
+def slot_ranges(count: int) -> list[tuple[int, int]]:
+    """Return `count` neighbouring ranges that cover all slots, of nearly equal size."""
+    edges = [SLOTS * index // count for index in range(count + 1)]
+    return [(edges[index], edges[index + 1] - 1) for index in range(count)]
+
+
+def claim(
+    groups: Sequence[ConsumerGroup],
+    horizon: int,
+    using: str,
+    most: int,
+    idle: IdleRanges | None = None,
+) -> tuple[Claim, list[message_log.Row]] | None:
+    """Lock a cursor that has something to do up to `horizon`; return it and its next messages.
+
+    The first of `groups` that has one, and in it the least recently served. Skips cursors that
+    others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
+    and adds to them what it finds. Must run inside a transaction, which keeps the lock.
+
+    `most`: messages to read at most; none when the claim only moves over a gap. Returns None
+    when no cursor has anything to do.
+    """
+    idle = IdleRanges() if idle is None else idle
+    pairs = [(group.name, channel) for group in groups for channel in group.channels]
+    parameters: dict[str, Any] = {
+        "groups": array(name for name, _ in pairs),
+        "channels": array(channel for _, channel in pairs),
+        "horizon": horizon,
+        "most": most,
+        **idle.parameters(),
+    }
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "claim_batch", parameters)
+        rows = cursor.fetchall()
+    for index, (*_, image, is_idle) in enumerate(rows):
+        found = _decode_claim(image)
+        if not is_idle:
+            return found, [row[:6] for row in rows[index:] if row[0] is not None]
+        if idle.horizon == horizon:
+            idle.add(found.id, found.generation, found.channel, found.slots)
+    return None
+
+
+def advance(claim: Claim, change: Advance, using: str, lease: float | None = None) -> None:
+    """Write what a batch did to its cursor, in the transaction of the batch.
+
+    `lease`: seconds for which a leased range stays leased from now on; None ends the lease.
+
+    Raises StaleClaim when the cursor was moved, reshaped or taken over since the claim.
+    """
+    parameters: dict[str, Any] = {
+        "id": claim.id,
+        "generation": claim.generation,
+        "lease_token": claim.lease_token,
+        "position": change.position,
+        "processed": change.processed,
+        "skipped": change.skipped,
+        "parked": change.parked,
+        "rate": _rate(claim, change.count),
+        "attempts": change.attempts,
+        "failed_position": change.failed_position,
+        "retry_delay": change.retry_delay,
+        "last_error": change.last_error,
+        "lease": lease,
+    }
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "advance_cursor", parameters)
+        if not cursor.fetchone()[0]:
+            raise StaleClaim(cursor=claim.id)
+
+
+def _rate(claim: Claim, count: int) -> float:
+    seconds = max(claim.idle_seconds, 0.001)
+    kept = math.exp(-seconds / RATE_SECONDS)
+    return claim.rate * kept + count * (1 - kept) / seconds
+
+
+def lock(cursor_id: int, using: str) -> tuple[Claim, str | None] | None:
+    """Lock a cursor row until commit; return it and the holder of its lease, None if it is gone.
+
+    Must run inside a transaction; waits for the batch in hand.
+    """
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "lock_cursor", {"id": cursor_id})
+        row = cursor.fetchone()
+    return (_decode_claim(row[0]), row[1]) if row else None
+
+
+def holder(pid: int | None = None) -> str:
+    """Return the name under which a process of this machine holds leases; this one by default."""
+    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
+
+
+def lease(claim: Claim, seconds: float, using: str) -> Claim:
+    """Lease a claimed range, so that it stays claimed after the commit; return the new claim."""
+    parameters: dict[str, Any] = {"id": claim.id, "lease": seconds, "holder": holder()}
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "take_lease", parameters)
+        return dataclasses.replace(claim, lease_token=int(cursor.fetchone()[0]))
+
+
+def renew(claim: Claim, seconds: float | None, using: str) -> None:
+    """Extend the lease of a range to `seconds` from now; None ends it.
+
+    Raises StaleClaim when the lease was given up or taken over.
+    """
+    parameters: dict[str, Any] = {
+        "id": claim.id,
+        "generation": claim.generation,
+        "lease_token": claim.lease_token,
+        "lease": seconds,
+    }
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "renew_lease", parameters)
+        if cursor.rowcount != 1:
+            raise StaleClaim(cursor=claim.id)
+
+
+def settle(idle: IdleRanges, using: str) -> int:
+    """Move ranges that are known to be idle to their horizon, and return how many moved.
+
+    Only those that lag by more than `IDLE_GAP` positions: it keeps the search for pending
+    messages short without a write per message.
+    """
+    parameters: dict[str, Any] = {"horizon": idle.horizon, "idle_gap": IDLE_GAP}
+    parameters |= idle.parameters()
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "settle_cursors", parameters)
+        return int(cursor.rowcount)
+
+
+def next_retry(groups: Sequence[ConsumerGroup], using: str) -> float | None:
+    """Return the seconds until the earliest retry, resume or lease end, None when none is due."""
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "next_retry", {"groups": [group.name for group in groups]})
+        seconds = cursor.fetchone()[0]
+    return None if seconds is None else max(0.0, float(seconds))

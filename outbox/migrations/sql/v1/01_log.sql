@@ -1,0 +1,72 @@
+-- The log: one sequence, one partitioned table, its segments, append-only.
+-- Frozen from the first release on: a change is a new file.
+
+CREATE SEQUENCE outbox_message_position_seq AS bigint CACHE 1;
+
+-- The values of outbox.context(), as the headers of every message of the transaction.
+CREATE FUNCTION outbox_context() RETURNS jsonb LANGUAGE sql STABLE AS $$
+    SELECT COALESCE(NULLIF(current_setting('outbox.context', true), ''), '{}')::jsonb
+$$;
+
+-- The fixed-width columns first: no alignment padding.
+CREATE TABLE outbox_message (
+    position bigint PRIMARY KEY DEFAULT nextval('outbox_message_position_seq'),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    slot smallint NOT NULL
+        GENERATED ALWAYS AS (COALESCE(hashtextextended(key, 0) & 32767, 0)) STORED,
+    channel varchar(63) NOT NULL CONSTRAINT outbox_message_channel CHECK (channel <> ''),
+    key text,
+    type text NOT NULL,
+    payload jsonb NOT NULL,
+    headers jsonb NOT NULL DEFAULT outbox_context()
+) PARTITION BY RANGE (position);
+
+ALTER SEQUENCE outbox_message_position_seq OWNED BY outbox_message.position;
+
+CREATE INDEX outbox_message_by_channel ON outbox_message (channel, position, slot);
+
+-- The log is append-only. It may be emptied, but only together with its cursors.
+CREATE FUNCTION outbox_refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'TRUNCATE' AND EXISTS (
+        SELECT FROM pg_locks
+        WHERE pid = pg_backend_pid()
+          AND locktype = 'relation'
+          AND relation = 'outbox_cursor'::regclass
+          AND mode = 'AccessExclusiveLock'
+    ) THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION '% of % refused: the log is append-only', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation',
+            HINT = CASE TG_OP
+                WHEN 'INSERT' THEN 'Insert into outbox_message, not into a segment.'
+                WHEN 'TRUNCATE' THEN 'Truncate outbox_message together with outbox_cursor.'
+                ELSE 'Publish a new message that corrects the old one.' END;
+END
+$$;
+
+-- Add the segment of the positions from lower (inclusive) to upper (exclusive). The parent's
+-- statement triggers do not fire for a statement that names a segment; the guard refuses it.
+CREATE FUNCTION outbox_create_segment(lower bigint, upper bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    segment text := 'outbox_message_' || COALESCE(lower::text, 'default');
+BEGIN
+    EXECUTE format(
+        'CREATE TABLE %I PARTITION OF outbox_message %s',
+        segment,
+        CASE WHEN lower IS NULL THEN 'DEFAULT'
+             ELSE format('FOR VALUES FROM (%s) TO (%s)', lower, upper) END
+    );
+    EXECUTE format(
+        'CREATE TRIGGER outbox_segment_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
+        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_refuse_rewrite()',
+        segment
+    );
+END
+$$;
+
+SELECT outbox_create_segment(NULL, NULL);
+SELECT outbox_create_segment(n * 10000000 + CASE n WHEN 0 THEN 1 ELSE 0 END, (n + 1) * 10000000)
+FROM generate_series(0::bigint, 7) AS n;

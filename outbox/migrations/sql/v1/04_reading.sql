@@ -1,0 +1,103 @@
+-- Reads of the log that are held to its index.
+-- Frozen from the first release on: a change is a new file.
+
+-- The next messages of one range of slots, in order. The planner is held to the index walk:
+-- right after a bulk load its statistics make a sort of everything look cheap. And it plans once
+-- for a session: to plan over all segments takes longer than to read a few messages.
+CREATE FUNCTION outbox_read(
+    of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, most integer
+) RETURNS TABLE (
+    "position" bigint, key text, type text, payload jsonb, headers jsonb, created_at timestamptz
+) LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    RETURN QUERY
+        SELECT m.position, m.key, m.type, m.payload, m.headers, m.created_at
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel
+          AND m.position > after
+          AND m.position <= until
+          AND m.slot BETWEEN first_slot AND last_slot
+        ORDER BY m.position
+        LIMIT most;
+END
+$$;
+
+-- Whether a range of slots has a message between two positions, by the same index walk.
+CREATE FUNCTION outbox_pending(
+    of_channel text, after bigint, until bigint, first_slot integer, last_slot integer
+) RETURNS boolean LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM outbox_message AS m
+        WHERE m.channel = of_channel
+          AND m.position > after
+          AND m.position <= until
+          AND m.slot BETWEEN first_slot AND last_slot
+    );
+END
+$$;
+
+-- The first message of a channel between two positions, by the same index.
+CREATE FUNCTION outbox_next(of_channel text, after bigint, until bigint) RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    RETURN (
+        SELECT m.position
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel AND m.position > after AND m.position <= until
+        ORDER BY m.position
+        LIMIT 1
+    );
+END
+$$;
+
+-- The slots of the messages of a channel between two positions, by the same index walk.
+CREATE FUNCTION outbox_slots(of_channel text, after bigint, until bigint) RETURNS integer[]
+LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT DISTINCT m.slot
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel AND m.position > after AND m.position <= until
+    );
+END
+$$;
+
+-- What a range of slots has not handled: how many messages among the next `most` of the channel,
+-- whether there are more, and since when the oldest waits. The same index walk.
+CREATE FUNCTION outbox_backlog(
+    of_channel text, after bigint, first_slot integer, last_slot integer, most bigint
+) RETURNS TABLE (messages bigint, is_bound boolean, oldest timestamptz)
+LANGUAGE plpgsql STABLE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+    SELECT count(*) FILTER (WHERE walked.slot BETWEEN first_slot AND last_slot), count(*) = most
+    INTO messages, is_bound
+    FROM (
+        SELECT m.slot
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel AND m.position > after
+        ORDER BY m.position
+        LIMIT most
+    ) AS walked;
+    IF messages > 0 OR is_bound THEN
+        SELECT m.created_at INTO oldest
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel
+          AND m.position > after
+          AND m.slot BETWEEN first_slot AND last_slot
+        ORDER BY m.position
+        LIMIT 1;
+    END IF;
+    RETURN NEXT;
+END
+$$;

@@ -1,0 +1,165 @@
+-- Claims of slot ranges, and what a batch did to them.
+-- Frozen from the first release on: a change is a new file.
+
+-- Up to which position a batch may move a range now: not past the horizon, not past where a merge
+-- holds it, and no more than `most` positions. Null: it waits.
+CREATE FUNCTION outbox_batch_limit(c outbox_cursor, horizon bigint, most bigint DEFAULT NULL)
+RETURNS bigint LANGUAGE sql VOLATILE AS $$
+    SELECT CASE
+        WHEN COALESCE(
+            GREATEST(c.retry_at, c.paused_until, c.leased_until) <= clock_timestamp(), true
+        )
+        THEN LEAST(
+            horizon,
+            CASE WHEN c.hold_until > clock_timestamp() THEN c.hold_position END,
+            c.position + most
+        )
+    END
+$$;
+
+-- A cursor row as the worker's Claim, with the position up to which a batch may move it.
+CREATE FUNCTION outbox_claim_of(c outbox_cursor, until bigint) RETURNS text
+LANGUAGE sql VOLATILE AS $$
+    SELECT json_build_object(
+        'id', c.id,
+        'group', c."group",
+        'channel', c.channel,
+        'slot_from', c.slot_from,
+        'slot_to', c.slot_to,
+        'position', c.position,
+        'generation', c.generation,
+        'lease_token', c.lease_token,
+        'seen_position', c.seen_position,
+        'parked', c.parked,
+        'attempts', c.attempts,
+        'failed_position', c.failed_position,
+        'rate', c.rate,
+        'idle_seconds', extract(epoch FROM clock_timestamp() - c.updated_at),
+        'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
+        'until', until
+    )::text
+$$;
+
+-- Lock the first range that has something to do, by the order of the groups and then the longest
+-- not served, and read its next messages; ranges that others hold are passed over. The claim comes
+-- with the first message, or alone. The rows before it are ranges that have nothing up to the
+-- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
+-- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
+-- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read;
+-- before PostgreSQL 18 the sort of the few cursors then seems so dear that it would be compiled.
+CREATE FUNCTION outbox_claim(
+    of_groups text[], of_channels text[], horizon bigint,
+    idle_ids bigint[], idle_generations integer[], most integer
+) RETURNS TABLE (
+    "position" bigint, key text, type text, payload text, headers text, created_at text,
+    claim text, is_idle boolean
+) LANGUAGE plpgsql VOLATILE
+SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+DECLARE
+    candidate outbox_cursor;
+    claimed outbox_cursor;
+    furthest bigint;
+    until bigint;
+    last_read bigint;
+    ignored boolean;
+BEGIN
+    FOR candidate IN
+        SELECT c.*
+        FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)
+        JOIN outbox_cursor AS c ON c."group" = mine."group" AND c.channel = mine.channel
+        WHERE outbox_batch_limit(c, horizon) > c.position
+        ORDER BY array_position(of_groups, mine."group"), c.served_at
+    LOOP
+        CONTINUE WHEN
+            candidate.generation = idle_generations[array_position(idle_ids, candidate.id)];
+        furthest := outbox_batch_limit(candidate, horizon);
+        until := LEAST(furthest, candidate.position + 100000);
+        SELECT
+            m.position, m.key, m.type, m.payload::text, m.headers::text, m.created_at::text
+        INTO position, key, type, payload, headers, created_at
+        FROM outbox_message AS m
+        WHERE m.channel = candidate.channel
+          AND m.position > candidate.position
+          AND m.position <= until
+          AND m.slot BETWEEN candidate.slot_from AND candidate.slot_to
+        ORDER BY m.position
+        LIMIT 1;
+        is_idle := NOT FOUND AND until = furthest;
+        IF is_idle THEN
+            IF until = horizon THEN
+                claim := outbox_claim_of(candidate, until);
+                RETURN NEXT;
+            END IF;
+            CONTINUE;
+        END IF;
+        IF NOT FOUND THEN
+            until := COALESCE(outbox_next(candidate.channel, until, furthest) - 1, furthest);
+        END IF;
+        SELECT c.* INTO claimed
+        FROM outbox_cursor AS c
+        WHERE c.id = candidate.id AND outbox_batch_limit(c, horizon) > c.position
+        FOR UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
+        -- Moved, reshaped or held since it was looked at: read again, now under the lock.
+        IF claimed.position <> candidate.position
+            OR claimed.generation <> candidate.generation
+            OR outbox_batch_limit(claimed, horizon) < until
+        THEN
+            until := outbox_batch_limit(claimed, horizon, 100000);
+            position := NULL;
+        END IF;
+        ignored := pg_try_advisory_xact_lock(20291, claimed.id::integer);
+        claim := outbox_claim_of(claimed, until);
+        RETURN NEXT;
+        last_read := COALESCE(position, claimed.position);
+        IF last_read < until THEN
+            RETURN QUERY
+                SELECT
+                    m.position, m.key::text, m.type::text, m.payload::text, m.headers::text,
+                    m.created_at::text, NULL::text, false
+                FROM outbox_message AS m
+                WHERE m.channel = claimed.channel
+                  AND m.position > last_read
+                  AND m.position <= until
+                  AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
+                ORDER BY m.position
+                LIMIT CASE WHEN last_read > claimed.position THEN most - 1 ELSE most END;
+        END IF;
+        RETURN;
+    END LOOP;
+END
+$$;
+
+-- Write what a batch did to its cursor, whose row the claim locked; false when the row was moved,
+-- reshaped or taken over. A function, and so planned once for a session.
+CREATE FUNCTION outbox_advance(
+    cursor_id bigint, of_generation integer, of_token bigint, to_position bigint,
+    more_processed bigint, more_skipped bigint, more_parked bigint, new_rate float8,
+    new_attempts integer, new_failed_position bigint, retry_delay float8, error text, lease float8
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    of_group text;
+BEGIN
+    UPDATE outbox_cursor AS c
+    SET position = to_position,
+        seen_position = GREATEST(c.seen_position, to_position),
+        processed = c.processed + more_processed,
+        skipped = c.skipped + more_skipped,
+        parked = c.parked + more_parked,
+        rate = new_rate,
+        attempts = new_attempts,
+        failed_position = new_failed_position,
+        failed_since = CASE WHEN new_attempts = 0 THEN NULL
+                            WHEN c.failed_position = new_failed_position THEN c.failed_since
+                            ELSE clock_timestamp() END,
+        retry_at = clock_timestamp() + make_interval(secs => retry_delay),
+        last_error = COALESCE(error, c.last_error),
+        leased_until = clock_timestamp() + make_interval(secs => lease),
+        served_at = transaction_timestamp(),
+        updated_at = clock_timestamp()
+    WHERE c.id = cursor_id AND c.generation = of_generation AND c.lease_token = of_token
+    RETURNING c."group" INTO of_group;
+    RETURN FOUND AND outbox_signal_waiters(of_group) IS NOT NULL;
+END
+$$;

@@ -1,0 +1,1 @@
+"""What an operator sees and does; the commands under `management` print it."""

@@ -1,0 +1,51 @@
+"""The cursor rows of a group as operators see them, and held for a change from outside.
+
+Whoever changes a group from outside holds its rows until commit: it waits for the batches in hand,
+and no batch can straddle the change. The shape of the group is locked first, so that a split or
+merge at the same time cannot slip by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .. import groups as group_registry
+from ..consuming import cursors
+from ..consuming.cursor_rows import CursorRow, known_group, read, see
+from ..exceptions import InvalidReset, UnknownGroup
+from ..groups import ConsumerGroup
+from ..sql import one_row
+
+
+def hold(
+    group: ConsumerGroup | str, channels: Iterable[str] | None, using: str, *, lock: bool = True
+) -> list[CursorRow]:
+    """Return the cursors of a group, locked until commit unless told otherwise.
+
+    Creates those that a declared group lacks. `channels`: only these. Raises UnknownGroup, and
+    InvalidReset for a channel in which the group has no cursor.
+    """
+    name = known_group(group, using)
+    declared = _declared(group)
+    if declared is not None:
+        cursors.register([declared], using)
+    wanted = list(channels) if channels is not None else None
+    present = {row.channel for row in see(name, using)}
+    if unknown := sorted(set(wanted or ()) - present):
+        raise InvalidReset(
+            f"Group {name!r} has no cursor in channel {unknown[0]!r}; its channels: "
+            f"{', '.join(sorted(present))}."
+        )
+    if lock:
+        for channel in sorted(wanted or present):
+            one_row("lock_group_shape", using, group=name, channel=channel)
+    return read("lock_cursors" if lock else "see_cursors", name, wanted, using)
+
+
+def _declared(group: ConsumerGroup | str) -> ConsumerGroup | None:
+    if isinstance(group, ConsumerGroup):
+        return group
+    try:
+        return group_registry.get(group)
+    except UnknownGroup:
+        return None

@@ -1,0 +1,229 @@
+"""Examine a database alias for whatever would make the log wrong, slow or late, with the fix."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import selectors
+from collections.abc import Callable
+from typing import Any, Literal
+
+from django.db import DatabaseError, OperationalError, connections, transaction
+
+from .. import database
+from ..conf import settings
+from ..retention import segments
+from ..sql import one_row, run_statement, scalar
+from .sessions import floor_holders, see_horizon
+
+Level = Literal["ok", "warn", "fail"]
+Answer = tuple[Level, str, str]
+
+OLDEST_POSTGRES = 140000
+FEWEST_AHEAD = 2
+"""Segments that should lie ahead."""
+LONG_HOLD = 60.0
+"""Seconds after which a transaction that holds the horizon back is worth a warning."""
+ECHO_SECONDS = 2.0
+"""How long to wait for a NOTIFY of one's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    level: Level
+    """"fail" means that a promise of the log is broken; "warn" that it may become late or slow."""
+    detail: str
+    fix: str
+    """What to do; empty when all is well."""
+
+
+def examine(using: str = "default") -> list[Finding]:
+    """Return the finding of every check, in a fixed order."""
+    if connections[using].vendor != "postgresql":
+        vendor = connections[using].vendor
+        fix = "Route the app 'outbox' to a PostgreSQL database."
+        return [Finding("server", "fail", f"this is {vendor}", fix)]
+    try:
+        connections[using].ensure_connection()
+    except OperationalError as error:
+        text = str(error).strip().partition("\n")[0]
+        return [Finding("server", "fail", text, f'Is it up, and DATABASES["{using}"] right?')]
+    return [Finding(name, *_ask(check, using)) for name, check in CHECKS.items()]
+
+
+def _ask(check: Callable[[str], Answer], using: str) -> Answer:
+    try:
+        with _savepoint(using):
+            return check(using)
+    except DatabaseError as error:
+        text = str(error).strip().partition("\n")[0]
+        return (
+            "fail",
+            text,
+            "Run `manage.py migrate outbox`; if that was done, see the findings above.",
+        )
+
+
+def _savepoint(using: str) -> contextlib.AbstractContextManager[Any]:
+    """Keep an error from spoiling a surrounding transaction, if there is one."""
+    is_inside = connections[using].in_atomic_block
+    return transaction.atomic(using=using) if is_inside else contextlib.nullcontext()
+
+
+def _server(using: str) -> Answer:
+    text = scalar("server_text", using)
+    name = text.partition(" on ")[0]
+    if "CockroachDB" in text or scalar("has_citus", using):
+        return "fail", name, "Use plain PostgreSQL: sequences, locks and NOTIFY differ here."
+    if scalar("describe_log", using) < OLDEST_POSTGRES:
+        return "fail", name, "Use PostgreSQL 14 or newer."
+    return "ok", name, ""
+
+
+def _primary(using: str) -> Answer:
+    if not scalar("is_standby", using):
+        return "ok", "this server takes writes", ""
+    fix = "Point the alias at the primary: a standby does not see the locks of publishers."
+    return "fail", "this server is a standby", fix
+
+
+def _sequence(using: str) -> Answer:
+    _, cache, _ = one_row("describe_log", using) or (None, None, None)
+    if cache is None:
+        return "fail", "the log does not exist", "Run `manage.py migrate outbox`."
+    if cache == 1:
+        return "ok", "its cache is 1", ""
+    fix = "ALTER SEQUENCE outbox_message_position_seq CACHE 1;"
+    return "fail", f"its cache is {cache}: readers skip messages", fix
+
+
+def _triggers(using: str) -> Answer:
+    _, _, missing = one_row("describe_log", using) or (None, None, [])
+    if missing:
+        fix = "Run `manage.py pgtrigger install` and `manage.py pgtrigger enable`."
+        return "fail", f"missing or disabled: {', '.join(missing)}", fix
+    bare = [each.name for each in segments.list_segments(using) if not each.guarded]
+    if bare:
+        fix = f"ALTER TABLE {bare[0]} ENABLE TRIGGER outbox_segment_guard;"
+        return "fail", f"outbox_segment_guard is missing or disabled on {', '.join(bare)}", fix
+    return "ok", "present and enabled", ""
+
+
+def _isolation(using: str) -> Answer:
+    with transaction.atomic(using=using):
+        level = scalar("read_isolation", using)
+    if level == "read committed":
+        return "ok", level, ""
+    fix = f'Set no "isolation_level" in OPTIONS of DATABASES["{using}"], nor in the server.'
+    return "fail", f"{level}: a reader's snapshot is older than its horizon", fix
+
+
+def _listening_alias(using: str) -> str | None:
+    listen = settings().listen
+    return listen if isinstance(listen, str) else using if listen else None
+
+
+def _pooler(using: str) -> Answer:
+    alias = _listening_alias(using)
+    seen = scalar("see_backend", alias or using)
+    expected = database.backend_pid(connections[alias or using].connection)
+    if seen == expected:
+        return "ok", "none", ""
+    detail = f"the session answers as process {seen}, the driver knows {expected}"
+    if alias is None:
+        return "ok", f"{detail}; LISTEN is off, workers poll", ""
+    fix = (
+        'Set OUTBOX["LISTEN"] to an alias that reaches the server directly, or to False to poll; '
+        "a pooler in session mode is harmless."
+    )
+    return "warn", detail, fix
+
+
+def _listen(using: str) -> Answer:
+    alias = _listening_alias(using)
+    if alias is None:
+        return "ok", "off: workers poll", ""
+    if connections[alias].in_atomic_block:
+        return "warn", "not tried inside a transaction", "Run the doctor outside atomic()."
+    if _hears_itself(alias):
+        return "ok", "a NOTIFY comes back", ""
+    fix = 'Set OUTBOX["LISTEN"] to an alias that reaches the server directly, or to False to poll.'
+    return "warn", f"no NOTIFY within {ECHO_SECONDS:.0f} s: workers only poll", fix
+
+
+def _hears_itself(alias: str) -> bool:
+    connection = connections[alias]
+    connection.ensure_connection()
+    raw = connection.connection
+    heard = database.heard_notifications(raw)
+    try:
+        with connection.cursor() as cursor:
+            run_statement(cursor, "listen_to_doctor")
+            run_statement(cursor, "notify_doctor")
+            run_statement(cursor, "unlisten_to_doctor")
+        if database.take_notifications(raw, heard):
+            return True
+        with selectors.DefaultSelector() as selector:
+            selector.register(database.fileno(raw), selectors.EVENT_READ)
+            selector.select(ECHO_SECONDS)
+        return bool(database.take_notifications(raw, heard))
+    finally:
+        database.forget_notifications(raw, heard)
+
+
+def _prepared(using: str) -> Answer:
+    holders = [each for each in floor_holders(using) if each.prepared]
+    if not holders:
+        return "ok", "none holds the horizon back", ""
+    first = holders[0]
+    detail = f"{first} holds the horizon back at {first.floor} for {first.seconds:.0f} s"
+    gid = first.prepared.replace("'", "''")
+    return "fail", detail, f"COMMIT PREPARED '{gid}'; or ROLLBACK PREPARED '{gid}';"
+
+
+def _idle_timeout(using: str) -> Answer:
+    milliseconds = scalar("read_idle_timeout", using)
+    if milliseconds:
+        return "ok", f"{milliseconds / 1000:.0f} s", ""
+    name = connections[using].ops.quote_name(str(connections[using].settings_dict["NAME"]))
+    fix = f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '10min';"
+    return "warn", "off: a forgotten transaction that published holds the horizon for ever", fix
+
+
+def _segments(using: str) -> Answer:
+    ahead = segments.count_ahead(segments.list_segments(using))
+    fix = f"Run `manage.py outbox segments --ahead {2 * FEWEST_AHEAD}`."
+    if segments.has_strays(using):
+        return "warn", f"messages lie in the default segment; {ahead} segments are ahead", fix
+    if ahead < FEWEST_AHEAD:
+        return "warn", f"{ahead} left ahead", fix
+    return "ok", f"{ahead} ahead, the default one is empty", ""
+
+
+def _horizon(using: str) -> Answer:
+    state = see_horizon(using)
+    held_by = state.held_by
+    if held_by is None or held_by.seconds < LONG_HOLD:
+        return "ok", f"at {state.horizon} of {state.head}", ""
+    detail = f"{held_by} holds it at {state.horizon} of {state.head} for {held_by.seconds:.0f} s"
+    if held_by.prepared:
+        return "warn", detail, "End the prepared transaction."
+    return "warn", detail, f"End its transaction, or SELECT pg_terminate_backend({held_by.pid});"
+
+
+CHECKS: dict[str, Callable[[str], Answer]] = {
+    "server": _server,
+    "primary": _primary,
+    "isolation": _isolation,
+    "sequence": _sequence,
+    "triggers": _triggers,
+    "pooler": _pooler,
+    "listen": _listen,
+    "idle-timeout": _idle_timeout,
+    "prepared": _prepared,
+    "horizon": _horizon,
+    "segments": _segments,
+}

@@ -1,0 +1,203 @@
+"""How each range of slots of a group is: what waits, since when, and whether it moves.
+
+A status is computed from movement, not from thresholds on a lag. The one constant in it is how
+long a worker that is well may take to come by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from django.db import connections
+
+from ..conf import settings
+from ..consuming.cursors import RATE_SECONDS
+from ..groups import ConsumerGroup, all_groups
+from ..sql import run_statement, with_zones
+from .pauses import FOREVER
+from .sessions import HorizonStatus, Session
+
+LEAST_BOUND = 1000
+"""Pending messages that are counted for a cursor in any case."""
+
+Status = Literal["ok", "behind", "replaying", "paused", "failing", "stalled", "stopped"]
+SEVERITY: tuple[Status, ...] = (
+    "ok",
+    "behind",
+    "replaying",
+    "paused",
+    "failing",
+    "stalled",
+    "stopped",
+)
+"""A group has the last of these that one of its ranges has."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RangeStatus:
+    """One cursor: a range of slots of a channel."""
+
+    group: str
+    channel: str
+    slot_from: int
+    slot_to: int
+    status: Status
+    why: str
+    """A sentence; empty when all is well."""
+    position: int
+    lag: int
+    """Messages not handled yet, the ones above the horizon included."""
+    lag_is_bound: bool
+    """Whether there may be more of them than were counted."""
+    lag_seconds: float
+    """Age of the oldest of them, 0 when there is none."""
+    rate: float
+    """Messages per second, averaged over the last half minute or so."""
+    processed: int
+    """Messages handled since the last reset."""
+    skipped: int
+    """Messages without a handler, given up or skipped since the last reset."""
+    parked: int
+    attempts: int
+    """Failed attempts of the message at hand."""
+    last_error: str
+    owner: str
+    """The process that has the range in hand, and its session on the server; else empty."""
+    generation: int
+    last_commit: datetime.datetime
+
+
+def read_ranges(
+    group: str | None,
+    sessions: Sequence[Session],
+    horizon: HorizonStatus,
+    budget: int,
+    using: str,
+) -> list[RangeStatus]:
+    """Return the ranges of a group, or of all, by group, channel and slots.
+
+    `budget`: pending messages that are counted, over all of them.
+    """
+    parameters = {
+        "group": group,
+        "budget": budget,
+        "least": min(LEAST_BOUND, budget),
+        "rate_seconds": RATE_SECONDS,
+    }
+    patience = _patience()
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "see_ranges", parameters)
+        names = [column[0] for column in cursor.description]
+        rows = [
+            RangeRow(**dict(zip(names, with_zones(row), strict=True))) for row in cursor.fetchall()
+        ]
+    return [_range(row, sessions, horizon, patience.get(row.group, patience[None])) for row in rows]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RangeRow:
+    """A row of the statement `see_ranges`."""
+
+    id: int
+    group: str
+    channel: str
+    slot_from: int
+    slot_to: int
+    position: int
+    seen_position: int
+    generation: int
+    processed: int
+    skipped: int
+    parked: int
+    rate: float
+    attempts: int
+    last_error: str
+    retry_at: datetime.datetime | None
+    paused_until: datetime.datetime | None
+    leased_until: datetime.datetime | None
+    leased_by: str
+    served_at: datetime.datetime
+    updated_at: datetime.datetime
+    messages: int
+    is_bound: bool
+    oldest: datetime.datetime | None
+    now: datetime.datetime
+
+
+def _range(
+    row: RangeRow, sessions: Sequence[Session], horizon: HorizonStatus, patience: float
+) -> RangeStatus:
+    owner = _owner(row, sessions)
+    status, why = _judge(row, owner, sessions, patience)
+    if status == "stalled" and not owner and horizon.held_by is not None:
+        why += f"; the horizon is held back by {horizon.held_by}"
+    return RangeStatus(
+        group=row.group,
+        channel=row.channel,
+        slot_from=row.slot_from,
+        slot_to=row.slot_to,
+        status=status,
+        why=why,
+        position=row.position,
+        lag=max(row.messages, int(row.oldest is not None)),
+        lag_is_bound=row.is_bound,
+        lag_seconds=max(0.0, (row.now - row.oldest).total_seconds()) if row.oldest else 0.0,
+        rate=round(row.rate, 1),
+        processed=row.processed,
+        skipped=row.skipped,
+        parked=row.parked,
+        attempts=row.attempts,
+        last_error=row.last_error,
+        owner=owner,
+        generation=row.generation,
+        last_commit=row.updated_at,
+    )
+
+
+def _owner(row: RangeRow, sessions: Sequence[Session]) -> str:
+    for session in sessions:
+        if row.id in session.in_hand:
+            return f"{session.process}, backend {session.pid}"
+    leased = row.leased_until is not None and row.leased_until > row.now
+    return row.leased_by if leased else ""
+
+
+def _judge(
+    row: RangeRow, owner: str, sessions: Sequence[Session], patience: float
+) -> tuple[Status, str]:
+    """Return the status of a range and why it is so."""
+    if row.paused_until is not None and row.paused_until > row.now:
+        forever = row.paused_until == FOREVER
+        return "paused", "until resumed" if forever else f"until {row.paused_until.isoformat()}"
+    if row.oldest is None:
+        return "ok", ""
+    if not owner and not any(session.may_serve(row.group) for session in sessions):
+        return "stopped", "messages wait and no worker is connected"
+    if row.attempts:
+        return "failing", f"attempt {row.attempts} failed: {row.last_error}"
+    starts = [row.updated_at, row.oldest, row.paused_until, row.leased_until]
+    waited = (row.now - max(start for start in starts if start is not None)).total_seconds()
+    if waited > patience:
+        has = f"{owner} has it in hand" if owner else "no worker has it in hand"
+        return "stalled", f"messages wait and nothing was committed for {waited:.0f} s; {has}"
+    if row.position < row.seen_position:
+        return "replaying", f"up to position {row.seen_position}"
+    if row.oldest <= row.served_at:
+        return "behind", "messages wait since before the last batch began"
+    return "ok", ""
+
+
+def _patience() -> dict[str | None, float]:
+    """Return by group how many seconds a worker that is well may take until it commits a batch."""
+    cycle = settings().poll_interval + settings().batch_seconds
+    slowest = {group.name: max(_timeouts(group), default=0.0) for group in all_groups()}
+    return {None: cycle} | {name: cycle + seconds for name, seconds in slowest.items()}
+
+
+def _timeouts(group: ConsumerGroup) -> Iterable[float]:
+    for channel in group.channels:
+        for route in group.routes(channel).values():
+            yield route.timeout or 0.0

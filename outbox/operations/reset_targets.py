@@ -1,0 +1,123 @@
+"""Where a reset leads to: the ways to name a new position, turned into positions.
+
+Positions are brought into the log's own range: not before its first message, and not beyond the
+horizon, where messages may still appear.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .. import message_log
+from ..consuming.cursor_rows import CursorRow, known_group, see
+from ..exceptions import InvalidReset
+from ..groups import ConsumerGroup
+from ..sql import one_row, scalar
+
+CLOCK_SKEW = datetime.timedelta(seconds=10)
+"""How far times of publication may be out of order with positions, for a reset to a time."""
+
+Target = Callable[[CursorRow], int]
+
+
+class Place(NamedTuple):
+    """Where a range of slots of a channel stands, or is to stand."""
+
+    channel: str
+    slot_from: int
+    slot_to: int
+    position: int
+
+
+class Scenario:
+    """Turns the ways to name a new position into positions, in the log as it is now."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.latest = message_log.horizon(using)
+        first = one_row("first_message", using, position=0)
+        self.earliest = min(first[0] - 1, self.latest) if first else self.latest
+
+    def choose(self, **ways: Any) -> Target:
+        """Return the target of the one way that is not None; raises InvalidReset."""
+        given = {name: value for name, value in ways.items() if value is not None}
+        if len(given) != 1:
+            raise InvalidReset(
+                f"Say in exactly one way where to: one of {', '.join(ways)}; "
+                f"given: {', '.join(given) or 'none'}."
+            )
+        ((way, value),) = given.items()
+        target: Target = getattr(self, f"_{way}")(value)
+        return target
+
+    def clamp(self, position: int) -> int:
+        """Return the nearest position that the log allows."""
+        return max(self.earliest, min(position, self.latest))
+
+    def position_before(self, time: datetime.datetime) -> int:
+        """Return the position before the first message published at a time or later.
+
+        Searches by halves for a message well before it, then goes on from there one by one.
+        Raises InvalidReset when the time has no zone.
+        """
+        if time.tzinfo is None:
+            raise InvalidReset(f"{time.isoformat()} has no time zone: write it with one.")
+        low, high = self.earliest + 1, self.latest + 1
+        while low < high:
+            middle = (low + high) // 2
+            found = one_row("first_message", self.using, position=middle)
+            if found is None or found[0] > self.latest or found[1] >= time - CLOCK_SKEW:
+                high = middle
+            else:
+                low = found[0] + 1
+        first = scalar("first_message_since", self.using, position=low, time=time)
+        return self.latest if first is None else int(first) - 1
+
+    def _position(self, position: int) -> Target:
+        return lambda row: position
+
+    def _to_earliest(self, _: bool) -> Target:
+        return lambda row: self.earliest
+
+    def _to_latest(self, _: bool) -> Target:
+        return lambda row: self.latest
+
+    def _shift_by(self, delta: int) -> Target:
+        return lambda row: row.position + delta
+
+    def _to_time(self, time: datetime.datetime) -> Target:
+        position = self.position_before(time)
+        return lambda row: position
+
+    def _by_duration(self, duration: datetime.timedelta) -> Target:
+        return self._to_time(scalar("read_clock", self.using) - duration)
+
+    def _to_group(self, other: ConsumerGroup | str) -> Target:
+        name = known_group(other, self.using)
+        return self._places([Place(*row[1:5]) for row in see(name, self.using)])
+
+    def _places(self, places: Sequence[Place]) -> Target:
+        """The lowest position among the places that lie in a range; they must cover it."""
+
+        def target(row: CursorRow) -> int:
+            shared = [
+                place
+                for place in places
+                if place.channel == row.channel
+                and place.slot_from <= row.slot_to
+                and place.slot_to >= row.slot_from
+            ]
+            covered = sum(
+                min(place.slot_to, row.slot_to) - max(place.slot_from, row.slot_from) + 1
+                for place in shared
+            )
+            if covered != row.slot_to - row.slot_from + 1:
+                raise InvalidReset(
+                    f"No position is given for all slots {row.slot_from}-{row.slot_to} of channel "
+                    f"{row.channel!r}: reset the other channels by naming them."
+                )
+            return min(place.position for place in shared)
+
+        return target

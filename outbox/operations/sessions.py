@@ -1,0 +1,108 @@
+"""Sessions of the server that matter to the log: workers, and those who hold the horizon back."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+from django.db import connections
+
+from .. import message_log
+from ..sql import run_statement, with_zones
+
+PREFIX = "outbox:"
+CUT = "..."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Session:
+    """A worker's connection to the database."""
+
+    pid: int
+    """Of the server's process."""
+    name: str
+    """The application name: which groups, and which process on which host."""
+    address: str
+    since: datetime.datetime
+    state: str
+    transaction_seconds: float | None
+    """Age of its transaction; None when it has none."""
+    in_hand: list[int]
+    """The cursors that it has claimed."""
+
+    @property
+    def process(self) -> str:
+        """Host and process id of the worker."""
+        return self.name.rpartition(" ")[2]
+
+    def serves(self, group: str) -> bool:
+        """Tell whether the session is known to work for the group."""
+        names = "," + self.name.removeprefix(PREFIX).rpartition(" ")[0] + ","
+        return any(f",{shown}," in names for shown in _shown(group))
+
+    def may_serve(self, group: str) -> bool:
+        """Tell whether the session may work for the group: its list of groups may be cut off."""
+        return CUT in self.name or self.serves(group)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holder:
+    """A transaction that has published, or is about to: nothing above its floor can be read yet."""
+
+    floor: int
+    pid: int | None
+    """Of the server's process; None for a prepared transaction."""
+    application: str
+    user: str
+    state: str
+    since: datetime.datetime | None
+    """When its transaction began, or was prepared; None when this role may not see it."""
+    seconds: float
+    """Since then."""
+    query: str
+    prepared: str
+    """The name of the prepared transaction, else empty."""
+
+    def __str__(self) -> str:
+        if self.prepared:
+            return f"prepared transaction {self.prepared!r}"
+        return f"pid {self.pid} {self.application!r}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HorizonStatus:
+    """How far the log can be read, and who holds it there."""
+
+    horizon: int
+    head: int
+    held_by: Holder | None
+    """The session or prepared transaction with the lowest floor, when that is below the head."""
+
+
+def worker_sessions(using: str = "default") -> list[Session]:
+    """Return the connected workers, by process id."""
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "see_workers")
+        rows = cursor.fetchall()
+    return [Session(*with_zones(row)) for row in rows]
+
+
+def floor_holders(using: str = "default") -> list[Holder]:
+    """Return who holds a floor, the lowest first and of equal ones the oldest first."""
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "see_floors")
+        return [Holder(*with_zones(row)) for row in cursor.fetchall()]
+
+
+def see_horizon(using: str = "default") -> HorizonStatus:
+    """Return the horizon, and who holds it back."""
+    holders = floor_holders(using)
+    head = message_log.last_position(using)
+    held_by = holders[0] if holders and holders[0].floor < head else None
+    return HorizonStatus(horizon=held_by.floor if held_by else head, head=head, held_by=held_by)
+
+
+def _shown(group: str) -> set[str]:
+    """Return how the server may show a group's name, of which it keeps only the ASCII."""
+    parts = [(chr(byte) if byte < 128 else f"\\x{byte:02x}") for byte in group.encode()]
+    return {group, "".join(parts), "".join(part if len(part) == 1 else "?" for part in parts)}

@@ -1,0 +1,173 @@
+"""What is late, by how much, and why: the groups at a glance, and one of them in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+from collections.abc import Sequence
+
+from django.db import connections
+
+from .. import groups, message_log
+from ..consuming.cursor_rows import known_group
+from ..groups import ConsumerGroup
+from ..sql import run_statement
+from . import action_log as actions
+from .action_log import Action
+from .range_status import SEVERITY, RangeStatus, Status, read_ranges
+from .sessions import HorizonStatus, Session, see_horizon, worker_sessions
+
+LAG_BUDGET = 500_000
+"""Pending messages that one look counts, over all cursors; what is beyond them is not counted."""
+
+LATEST_ACTIONS = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One consumer group at a glance."""
+
+    group: str
+    status: Status
+    why: str
+    position: int
+    """The lowest position of its ranges that have something pending, else of all."""
+    head: int
+    """The highest position drawn so far, in any channel."""
+    lag: int
+    lag_is_bound: bool
+    lag_seconds: float
+    rate: float
+    parked: int
+    workers: int
+    """Sessions that work for the group."""
+    last_commit: datetime.datetime | None
+    """None when no worker has ever run for the group."""
+    processed: int
+    skipped: int
+    attempts: int
+    last_error: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Description:
+    """All about one group."""
+
+    summary: GroupStatus
+    ranges: list[RangeStatus]
+    workers: list[Session]
+    horizon: HorizonStatus
+    actions: list[Action]
+    """The last few things that operators did to it, the newest first."""
+
+
+def list_groups(using: str = "default") -> list[GroupStatus]:
+    """Return the state of every group that has a cursor, by name."""
+    sessions, horizon = worker_sessions(using), see_horizon(using)
+    ranges = read_ranges(None, sessions, horizon, LAG_BUDGET, using)
+    head = message_log.last_position(using)
+    grouped = itertools.groupby(ranges, key=lambda each: each.group)
+    return [_summary(name, list(parts), sessions, head) for name, parts in grouped]
+
+
+def describe(
+    group: ConsumerGroup | str, using: str = "default", *, lag_budget: int = LAG_BUDGET
+) -> Description:
+    """Return all about one group; raises UnknownGroup.
+
+    `lag_budget`: pending messages that are counted, over all of its cursors.
+    """
+    name = known_group(group, using)
+    sessions, horizon = worker_sessions(using), see_horizon(using)
+    ranges = read_ranges(name, sessions, horizon, lag_budget, using)
+    head = message_log.last_position(using)
+    return Description(
+        summary=_summary(name, ranges, sessions, head) if ranges else _never_run(name, head, using),
+        ranges=ranges,
+        workers=[session for session in sessions if session.serves(name)],
+        horizon=horizon,
+        actions=actions.latest(name, LATEST_ACTIONS, using),
+    )
+
+
+def check(
+    group: ConsumerGroup | str,
+    *,
+    lag: int | None = None,
+    lag_seconds: float | None = None,
+    parked: int | None = None,
+    using: str = "default",
+) -> tuple[GroupStatus, list[str]]:
+    """Return the state of a group and a sentence for each threshold that it is past.
+
+    `lag`: messages; `lag_seconds`: age of the oldest pending one; `parked`: parked messages.
+    None: no threshold. Raises UnknownGroup.
+    """
+    budget = LAG_BUDGET if lag is None else max(LAG_BUDGET, lag + 1)
+    state = describe(group, using, lag_budget=budget).summary
+    limits = {"lag": lag, "lag_seconds": lag_seconds, "parked": parked}
+    past = [
+        f"{name.replace('_', '-')} {getattr(state, name):.12g} is above {limit:.12g}"
+        for name, limit in limits.items()
+        if limit is not None and getattr(state, name) > limit
+    ]
+    return state, past
+
+
+def _summary(
+    group: str, ranges: Sequence[RangeStatus], sessions: Sequence[Session], head: int
+) -> GroupStatus:
+    worst = max(ranges, key=lambda each: SEVERITY.index(each.status))
+    failing = max(ranges, key=lambda each: each.attempts)
+    pending = [each for each in ranges if each.lag]
+    return GroupStatus(
+        group=group,
+        status=worst.status,
+        why=worst.why,
+        position=min(each.position for each in pending or ranges),
+        head=head,
+        lag=sum(each.lag for each in ranges),
+        lag_is_bound=any(each.lag_is_bound for each in ranges),
+        lag_seconds=max(each.lag_seconds for each in ranges),
+        rate=round(sum(each.rate for each in ranges), 1),
+        parked=sum(each.parked for each in ranges),
+        workers=sum(session.serves(group) for session in sessions),
+        last_commit=max(each.last_commit for each in ranges),
+        processed=sum(each.processed for each in ranges),
+        skipped=sum(each.skipped for each in ranges),
+        attempts=failing.attempts,
+        last_error=failing.last_error,
+    )
+
+
+def _never_run(name: str, head: int, using: str) -> GroupStatus:
+    """A group that is declared and has no cursor yet: all that it will begin with is pending."""
+    group = groups.get(name)
+    channels = group.channels if group.start == "earliest" else ()
+    backlogs = [_backlog(channel, using) for channel in channels]
+    return GroupStatus(
+        group=name,
+        status="stopped",
+        why="no worker has run for it yet",
+        position=0 if channels else head,
+        head=head,
+        lag=sum(messages for messages, _, _ in backlogs),
+        lag_is_bound=any(is_bound for _, is_bound, _ in backlogs),
+        lag_seconds=max((seconds for _, _, seconds in backlogs), default=0.0),
+        rate=0.0,
+        parked=0,
+        workers=0,
+        last_commit=None,
+        processed=0,
+        skipped=0,
+        attempts=0,
+        last_error="",
+    )
+
+
+def _backlog(channel: str, using: str) -> tuple[int, bool, float]:
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "see_backlog", {"channel": channel, "most": LAG_BUDGET})
+        messages, is_bound, seconds = cursor.fetchone()
+    return messages, is_bound, seconds

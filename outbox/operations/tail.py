@@ -1,0 +1,124 @@
+"""The log as people and programs read it: the latest messages, and the new ones as they come.
+
+Only what lies at or below the horizon is shown, so that nothing is left out between two looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connections
+
+from .. import message_log
+from ..sql import run_statement
+from .reset_targets import Scenario
+
+EVERYTHING = 2**63 - 1
+CHUNK = 500
+"""Messages that are read at a time."""
+FOLLOW_SECONDS = 0.25
+"""Between two looks for new messages."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One message of the log."""
+
+    position: int
+    channel: str
+    key: str | None
+    type: str
+    payload: Any
+    headers: dict[str, Any]
+    created_at: datetime.datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which messages to show; None: all."""
+
+    channel: str | None = None
+    key: str | None = None
+    type: str | None = None
+
+
+def latest(chosen: Filter, most: int, using: str = "default") -> tuple[list[StoredMessage], int]:
+    """Return the last `most` messages in order, and the position up to which was looked."""
+    horizon = message_log.horizon(using)
+    return _read("read_log_end", chosen, 0, horizon, most, using)[::-1], horizon
+
+
+def read(chosen: Filter, after: int, using: str = "default") -> Iterator[StoredMessage]:
+    """Yield the messages after a position, up to the horizon at the beginning."""
+    horizon = message_log.horizon(using)
+    while True:
+        messages = _read("read_log", chosen, after, horizon, CHUNK, using)
+        yield from messages
+        if len(messages) < CHUNK:
+            return
+        after = messages[-1].position
+
+
+def follow(chosen: Filter, after: int, using: str = "default") -> Iterator[StoredMessage]:
+    """Yield the messages after a position, and new ones as they come, for ever."""
+    while True:
+        horizon = message_log.horizon(using)
+        messages = _read("read_log", chosen, after, horizon, CHUNK, using)
+        yield from messages
+        if len(messages) == CHUNK:
+            after = messages[-1].position
+        else:
+            after = max(after, horizon)
+            time.sleep(FOLLOW_SECONDS)
+
+
+def text_of(payload: Any) -> str:
+    """Return a payload as compact JSON."""
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+
+
+def visible(after: int, using: str = "default") -> list[StoredMessage]:
+    """Return all messages after a position, also those above the horizon; for tests."""
+    return _read("read_log", Filter(), after, EVERYTHING, EVERYTHING, using)
+
+
+def position_of(start: str | int | datetime.datetime, using: str = "default") -> int:
+    """Return the position after which to read: "earliest", "latest", from a position, from a time.
+
+    A position includes its message. Raises InvalidReset for a time without zone.
+    """
+    scenario = Scenario(using)
+    if isinstance(start, int):
+        return start - 1
+    if isinstance(start, datetime.datetime):
+        return scenario.position_before(start)
+    return scenario.earliest if start == "earliest" else scenario.latest
+
+
+def _read(
+    query: str, chosen: Filter, after: int, until: int, most: int, using: str
+) -> list[StoredMessage]:
+    parameters: dict[str, Any] = {"after": after, "until": until, "most": most}
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, query, parameters | dataclasses.asdict(chosen))
+        return [_message(*row) for row in cursor.fetchall()]
+
+
+def _message(
+    position: int,
+    channel: str,
+    key: str | None,
+    type_name: str,
+    payload: str,
+    headers: str,
+    at: str,
+) -> StoredMessage:
+    time_of = datetime.datetime.fromisoformat(at)
+    return StoredMessage(
+        position, channel, key, type_name, json.loads(payload), json.loads(headers), time_of
+    )

@@ -1,0 +1,68 @@
+"""The pulse of a worker's process: at each turn of the loop it shows that there is progress.
+
+It stops when a handler hangs or the database does not answer within a statement; then whoever
+looks at the heartbeat file sees it grow old.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..consuming.in_flight import InHand
+from ..worker import Worker
+
+TOUCH_SECONDS = 1.0
+"""Between two touches of the heartbeat file, at least."""
+
+
+class Pulse:
+    """Beats at each turn of a worker's loop.
+
+    `record`: where turns are counted. `heartbeat_file`: touched about once a second.
+    `max_memory`: megabytes above which the worker is stopped after its batch.
+    """
+
+    def __init__(
+        self,
+        record: InHand | None = None,
+        *,
+        heartbeat_file: Path | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        self.record = record
+        self.heartbeat_file = heartbeat_file
+        self.max_memory = max_memory
+        self.is_full = False
+        """Whether the worker was stopped for its memory."""
+        self._touched_at = 0.0
+
+    def attach(self, worker: Worker) -> None:
+        """Beat at each turn of this worker."""
+        worker.each_turn = lambda: self.beat(worker)
+
+    def beat(self, worker: Worker) -> None:
+        """Count a turn, touch the file, look at the memory."""
+        if self.record is not None:
+            self.record.turn(worker.handled)
+        now = time.monotonic()
+        if self.heartbeat_file is not None and now - self._touched_at >= TOUCH_SECONDS:
+            self.heartbeat_file.touch()
+            self._touched_at = now
+        if self.max_memory is not None and resident_megabytes() > self.max_memory:
+            self.is_full = True
+            worker.stop()
+
+
+def resident_megabytes() -> float:
+    """Return the memory of this process; where the system tells no more, its largest so far."""
+    try:
+        with open("/proc/self/statm") as numbers:
+            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,99 @@
+"""The statements that the outbox runs, by name; a file of this folder per topic.
+
+A block starts with `-- name: NAME`. The comment lines below it say which lock the statement takes
+and which index it uses; they are not sent to the server. Parameters are written `%(name)s`.
+
+A statement becomes a function of the database only where it must be planned once for a session, or
+be held to an index walk; those stand in `migrations/sql`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from django.db import connections
+from django.utils import timezone
+
+_BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+def load(file: Path) -> dict[str, str]:
+    """Return the statements of a file by name, without their comments."""
+    blocks = _BLOCK.findall(file.read_text(encoding="utf-8"))
+    return {name: _without_comments(body) for name, body in blocks}
+
+
+def _without_comments(body: str) -> str:
+    return "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip()
+
+
+@functools.cache
+def _statements() -> dict[str, str]:
+    files = sorted(Path(__file__).parent.glob("*.sql"))
+    return {name: text for file in files for name, text in load(file).items()}
+
+
+def statement(name: str) -> str:
+    """Return the SQL text of the statement `name`; KeyError when there is none."""
+    return _statements()[name]
+
+
+def run_statement(
+    cursor: Any, name: str, parameters: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Execute the statement `name`; KeyError when there is none or a parameter is missing.
+
+    They go by position, since wrappers of the connection such as `pgtrigger.ignore()` put a
+    parameter of their own before them.
+    """
+    sql, names = _positional(name)
+    cursor.execute(sql, [parameters[each] for each in names] or None)
+
+
+def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None:
+    """Run a statement and return its first row, if any."""
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, query, parameters)
+        row: tuple[Any, ...] | None = cursor.fetchone()
+    return None if row is None else with_zones(row)
+
+
+def scalar(query: str, using: str, **parameters: Any) -> Any:
+    """Run a statement and return the first column of its first row, None without one."""
+    row = one_row(query, using, **parameters)
+    return None if row is None else row[0]
+
+
+@functools.cache
+def _positional(name: str) -> tuple[str, list[str]]:
+    text = statement(name)
+    return _PARAMETER.sub("%s", text), _PARAMETER.findall(text)
+
+
+def array(values: Iterable[object]) -> str:
+    """Return values as an array literal: a parameter that driver and server read fastest."""
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: object) -> str:
+    if isinstance(value, int):
+        return str(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def zoned(time: datetime.datetime) -> datetime.datetime:
+    """Return a time of the database with its zone; without USE_TZ Django leaves it out."""
+    return timezone.make_aware(time) if timezone.is_naive(time) else time
+
+
+def with_zones(row: Iterable[Any]) -> tuple[Any, ...]:
+    """Return a row of the database whose times have their zones."""
+    return tuple(zoned(each) if isinstance(each, datetime.datetime) else each for each in row)

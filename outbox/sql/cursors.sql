@@ -1,0 +1,132 @@
+-- Cursors: create, claim, advance, lease.
+
+-- name: lock_group_shape
+-- Serialises whoever creates, splits or merges the ranges of a group in a channel.
+SELECT pg_advisory_xact_lock(hashtextextended('outbox ' || %(group)s || ' ' || %(channel)s, 0))
+
+-- name: create_cursors
+-- Under lock_group_shape; does nothing when the group has a cursor in the channel.
+INSERT INTO outbox_cursor
+    ("group", channel, slot_from, slot_to, position, base_position, seen_position)
+SELECT
+    %(group)s::text, %(channel)s::text, slots.first, slots.last,
+    %(position)s, %(position)s, %(position)s
+FROM unnest(%(slots_from)s::smallint[], %(slots_to)s::smallint[]) AS slots (first, last)
+WHERE NOT EXISTS (
+    SELECT FROM outbox_cursor WHERE "group" = %(group)s AND channel = %(channel)s
+)
+
+-- name: list_channels
+-- Reads the cursor rows of the group.
+SELECT DISTINCT channel FROM outbox_cursor WHERE "group" = %(group)s ORDER BY channel
+
+-- name: claim_batch
+-- Locks one cursor row until commit and skips locked ones; the search for its messages walks
+-- outbox_message_by_channel. Idle ranges come first, then the claim with its first message.
+SELECT *
+FROM outbox_claim(
+    %(groups)s, %(channels)s, %(horizon)s, %(idle_ids)s, %(idle_generations)s, %(most)s
+)
+
+-- name: advance_cursor
+-- The row is locked by the claim; sends a NOTIFY only while somebody waits for the group.
+SELECT outbox_advance(
+    %(id)s, %(generation)s, %(lease_token)s, %(position)s,
+    %(processed)s, %(skipped)s, %(parked)s, %(rate)s,
+    %(attempts)s, %(failed_position)s, %(retry_delay)s, %(last_error)s, %(lease)s
+)
+
+-- name: settle_cursors
+-- Locks the cursors it moves, which are known to be idle, and skips locked ones.
+UPDATE outbox_cursor
+SET position = %(horizon)s, seen_position = GREATEST(seen_position, %(horizon)s)
+WHERE id IN (
+    SELECT c.id
+    FROM outbox_cursor AS c
+    WHERE (c.id, c.generation) IN (
+        SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
+    )
+      AND c.position < %(horizon)s::bigint - %(idle_gap)s
+      AND outbox_batch_limit(c, %(horizon)s) = %(horizon)s
+    FOR UPDATE SKIP LOCKED
+)
+
+-- name: read_slots
+-- Walks outbox_message_by_channel once per channel; takes no lock.
+SELECT channel, outbox_slots(channel, %(after)s, %(until)s)
+FROM unnest(%(channels)s::text[]) AS of_group (channel)
+
+-- name: next_retry
+-- Reads the few cursor rows of the groups.
+SELECT extract(epoch FROM min(due.at) - clock_timestamp())
+FROM outbox_cursor
+CROSS JOIN LATERAL (
+    SELECT unnest(ARRAY[retry_at, paused_until, leased_until, hold_until]) AS at
+) AS due
+WHERE "group" = ANY(%(groups)s::text[]) AND due.at > clock_timestamp()
+
+-- name: lock_cursor
+-- Locks one cursor row by its primary key; waits for the batch in hand.
+SELECT outbox_claim_of(c, c.position), CASE WHEN leased_until > clock_timestamp() THEN leased_by END
+FROM outbox_cursor AS c
+WHERE id = %(id)s
+FOR UPDATE
+
+-- name: lock_slot
+-- Locks the cursor row that covers a slot; waits for the batch in hand. None when the row was
+-- reshaped meanwhile: ask again.
+SELECT id
+FROM outbox_cursor
+WHERE "group" = %(group)s AND channel = %(channel)s AND %(slot)s BETWEEN slot_from AND slot_to
+FOR UPDATE
+
+-- name: next_pending
+-- Walks outbox_message_by_channel to the next message of a range.
+SELECT position FROM outbox_read(
+    %(channel)s, %(after)s, %(until)s, %(slot_from)s, %(slot_to)s, 1
+)
+
+-- name: is_next
+-- By outbox_message_by_channel: whether nothing of the range lies before a position.
+SELECT NOT outbox_pending(
+    %(channel)s, %(after)s, %(position)s - 1, %(slot_from)s, %(slot_to)s
+)
+
+-- name: take_lease
+-- The row is locked by the claim.
+UPDATE outbox_cursor
+SET lease_token = lease_token + 1,
+    leased_until = clock_timestamp() + make_interval(secs => %(lease)s),
+    leased_by = %(holder)s
+WHERE id = %(id)s
+RETURNING lease_token
+
+-- name: renew_lease
+-- Locks the cursor row by its primary key; finds none when the lease was given up or taken over.
+UPDATE outbox_cursor
+SET leased_until = clock_timestamp() + make_interval(secs => %(lease)s)
+WHERE id = %(id)s
+  AND generation = %(generation)s
+  AND lease_token = %(lease_token)s
+  AND leased_until IS NOT NULL
+
+-- name: has_cursor
+-- Reads the few cursor rows of the group.
+SELECT EXISTS (SELECT FROM outbox_cursor WHERE "group" = %(group)s)
+
+-- name: see_cursors
+-- The same rows, without a lock.
+SELECT id, channel, slot_from, slot_to, position, paused_until
+FROM outbox_cursor
+WHERE "group" = %(group)s
+  AND (%(channels)s::text[] IS NULL OR channel = ANY(%(channels)s::text[]))
+ORDER BY id
+
+-- name: lock_cursors
+-- Holds the cursor rows of a group until commit; waits for the batches in hand.
+SELECT id, channel, slot_from, slot_to, position, paused_until
+FROM outbox_cursor
+WHERE "group" = %(group)s
+  AND (%(channels)s::text[] IS NULL OR channel = ANY(%(channels)s::text[]))
+ORDER BY id
+FOR UPDATE

@@ -1,0 +1,117 @@
+-- The log: append, read, look things up.
+
+-- name: append_message
+-- Takes the floor of the transaction (trigger) and waits for nobody.
+INSERT INTO outbox_message (channel, key, type, payload, headers)
+VALUES (
+    %(channel)s,
+    %(key)s,
+    %(type)s,
+    %(payload)s::jsonb,
+    outbox_context() || %(headers)s::jsonb
+)
+RETURNING position
+
+-- name: append_messages
+-- One row per element of a JSON array, positions in its order; floor and waiting as above.
+INSERT INTO outbox_message (channel, key, type, payload, headers)
+SELECT
+    draft.channel,
+    draft.key,
+    draft.type,
+    draft.payload,
+    CASE WHEN draft.headers IS NULL THEN outbox_context()
+         ELSE outbox_context() || draft.headers END
+FROM json_to_recordset(%(messages)s::json)
+    AS draft (channel text, key text, type text, payload jsonb, headers jsonb)
+RETURNING position
+
+-- name: set_context
+-- Sets what outbox_context() returns until the transaction, or savepoint, ends; '' for nothing.
+SELECT set_config('outbox.context', %(context)s, true)
+
+-- name: read_last_position
+-- Reads the sequence as it is now.
+SELECT outbox_last_position()
+
+-- name: read_horizon
+-- Reads the sequence and the lock table; takes no lock. Never together with the rows.
+SELECT outbox_horizon()
+
+-- name: read_horizon_within
+-- The same, as if this session held no floor.
+SELECT outbox_horizon_beside(pg_backend_pid())
+
+-- name: read_messages
+-- Walks outbox_message_by_channel, filtering slots inside the index; takes no lock.
+SELECT position, key, type, payload::text, headers::text, created_at::text
+FROM outbox_read(
+    %(channel)s, %(after)s, %(until)s, %(slot_from)s, %(slot_to)s, %(most)s
+)
+
+-- name: see_message
+-- One row by the primary key.
+SELECT channel, slot, key, type FROM outbox_message WHERE position = %(position)s
+
+-- name: first_message
+-- One row by the primary key: the first message from a position on.
+SELECT position, created_at
+FROM outbox_message
+WHERE position >= %(position)s
+ORDER BY position
+LIMIT 1
+
+-- name: first_message_since
+-- Walks the primary key from a position to the first message of a time.
+SELECT position
+FROM outbox_message
+WHERE position >= %(position)s AND created_at >= %(time)s
+ORDER BY position
+LIMIT 1
+
+-- name: last_visible
+-- One step into outbox_message_by_channel per channel, from its end.
+SELECT COALESCE(max(last.position), 0)
+FROM unnest(%(channels)s::text[]) AS of (channel)
+CROSS JOIN LATERAL (
+    SELECT max(position) AS position FROM outbox_message WHERE channel = of.channel
+) AS last
+
+-- name: count_between
+-- Walks outbox_message_by_channel, filtering slots inside the index; takes no lock.
+SELECT count(*)
+FROM outbox_message
+WHERE channel = %(channel)s
+  AND position > %(after)s
+  AND position <= %(until)s
+  AND slot BETWEEN %(slot_from)s AND %(slot_to)s
+
+-- name: read_log
+-- Walks outbox_message_by_channel, or the primary key when no channel is given.
+SELECT position, channel, key, type, payload::text, headers::text, created_at::text
+FROM outbox_message
+WHERE position > %(after)s
+  AND position <= %(until)s
+  AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+  AND (%(type)s::text IS NULL OR type = %(type)s)
+  AND (%(key)s::text IS NULL
+       OR slot = hashtextextended(%(key)s, 0) & 32767 AND key = %(key)s)
+ORDER BY position
+LIMIT %(most)s
+
+-- name: read_log_end
+-- The same, from the end backwards.
+SELECT position, channel, key, type, payload::text, headers::text, created_at::text
+FROM outbox_message
+WHERE position > %(after)s
+  AND position <= %(until)s
+  AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+  AND (%(type)s::text IS NULL OR type = %(type)s)
+  AND (%(key)s::text IS NULL
+       OR slot = hashtextextended(%(key)s, 0) & 32767 AND key = %(key)s)
+ORDER BY position DESC
+LIMIT %(most)s
+
+-- name: read_clock
+-- The database's clock.
+SELECT clock_timestamp()

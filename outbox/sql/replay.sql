@@ -1,0 +1,61 @@
+-- Changes from outside: reset, skip, pause.
+
+-- name: move_cursor
+-- Under lock_cursors; a batch or lease from before is refused by generation and token.
+UPDATE outbox_cursor
+SET position = %(position)s,
+    base_position = %(position)s,
+    generation = generation + 1,
+    processed = 0,
+    skipped = 0,
+    parked = (
+        SELECT count(*)
+        FROM outbox_parked_message AS p
+        WHERE p."group" = outbox_cursor."group"
+          AND p.channel = outbox_cursor.channel
+          AND p.slot BETWEEN slot_from AND slot_to
+    ),
+    attempts = 0,
+    failed_position = NULL,
+    failed_since = NULL,
+    retry_at = NULL,
+    last_error = '',
+    lease_token = lease_token + 1,
+    leased_until = NULL,
+    hold_position = NULL,
+    hold_until = NULL,
+    updated_at = clock_timestamp()
+WHERE id = %(id)s
+
+-- name: pause_cursors
+-- Under lock_cursors.
+UPDATE outbox_cursor SET paused_until = %(until)s WHERE id = ANY(%(ids)s::bigint[])
+
+-- name: resume_cursors
+-- Under lock_cursors; the end of the pause stays: how long a worker takes to come counts from it.
+UPDATE outbox_cursor
+SET paused_until = clock_timestamp()
+WHERE id = ANY(%(ids)s::bigint[]) AND paused_until > clock_timestamp()
+
+-- name: skip_message
+-- Under lock_cursors: moves one range past its next message.
+UPDATE outbox_cursor
+SET position = %(position)s,
+    seen_position = GREATEST(seen_position, %(position)s),
+    generation = generation + 1,
+    skipped = skipped + 1,
+    attempts = 0,
+    failed_position = NULL,
+    failed_since = NULL,
+    retry_at = NULL,
+    last_error = '',
+    lease_token = lease_token + 1,
+    leased_until = NULL,
+    updated_at = clock_timestamp()
+WHERE id = %(id)s
+RETURNING outbox_signal_waiters("group")
+
+-- name: wake_workers
+-- A worker that skipped a locked cursor may sleep; it looks again when this commits.
+SELECT pg_notify(outbox_signal_name(channel), '')
+FROM unnest(%(channels)s::text[]) AS changed (channel)

@@ -1,0 +1,195 @@
+-- Slot ranges of a group: split and merge while workers run.
+
+-- name: see_shape
+-- Reads the cursor rows of one channel; the search for pending messages walks
+-- outbox_message_by_channel.
+SELECT
+    id, slot_from, slot_to, position, seen_position,
+    leased_until IS NOT NULL AND leased_until > clock_timestamp(),
+    COALESCE(GREATEST(retry_at, paused_until) > clock_timestamp(), false),
+    hold_position IS NOT NULL
+        AND NOT outbox_pending(channel, position, hold_position, slot_from, slot_to)
+FROM outbox_cursor
+WHERE "group" = %(group)s AND channel = %(channel)s AND slot_from BETWEEN %(first)s AND %(last)s
+
+-- name: lock_shape
+-- Under lock_group_shape; holds the cursor rows until commit and waits for the batches in hand.
+SELECT
+    id, slot_from, slot_to, position, seen_position,
+    leased_until IS NOT NULL AND leased_until > clock_timestamp(),
+    COALESCE(GREATEST(retry_at, paused_until) > clock_timestamp(), false),
+    false
+FROM outbox_cursor
+WHERE "group" = %(group)s AND channel = %(channel)s AND slot_from BETWEEN %(first)s AND %(last)s
+ORDER BY id
+FOR UPDATE
+
+-- name: split_range
+-- Under lock_shape: the part from a slot on. The counters stay on the first part.
+INSERT INTO outbox_cursor (
+    "group", channel, slot_from, slot_to, position, generation, base_position, seen_position,
+    rate, attempts, failed_position, failed_since, retry_at, last_error, paused_until,
+    served_at, updated_at
+)
+SELECT
+    "group", channel, %(slot)s, slot_to, position, generation, base_position, seen_position,
+    rate * (slot_to - %(slot)s + 1) / (slot_to - slot_from + 1),
+    attempts, failed_position, failed_since, retry_at, last_error, paused_until,
+    served_at, updated_at
+FROM outbox_cursor
+WHERE id = %(id)s
+
+-- name: shorten_range
+-- Under lock_shape, after split_range.
+UPDATE outbox_cursor
+SET slot_to = %(slot)s - 1, rate = rate * (%(slot)s - slot_from) / (slot_to - slot_from + 1)
+WHERE id = %(id)s
+
+-- name: are_on_the_way
+-- Under lock_shape: whether one of them has a message up to a position, by
+-- outbox_message_by_channel.
+SELECT EXISTS (
+    SELECT
+    FROM outbox_cursor
+    WHERE id = ANY(%(ids)s::bigint[])
+      AND outbox_pending(channel, position, %(position)s, slot_from, slot_to)
+)
+
+-- name: hold_ranges
+-- Under lock_shape.
+UPDATE outbox_cursor
+SET hold_position = %(position)s,
+    hold_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE id = ANY(%(ids)s::bigint[])
+
+-- name: release_ranges
+-- Locks the cursor rows that are held for a merge; waits for the batches in hand.
+UPDATE outbox_cursor
+SET hold_position = NULL, hold_until = NULL
+WHERE "group" = %(group)s AND channel = %(channel)s AND hold_until IS NOT NULL
+
+-- name: merge_ranges
+-- Under lock_shape, the first of them becomes all of them; they have nothing up to the position.
+-- What one part had before it began to count, and another counts, goes to the skipped ones.
+WITH parts AS (
+    SELECT *, min(base_position) OVER () AS lowest_base
+    FROM outbox_cursor
+    WHERE id = ANY(%(ids)s::bigint[])
+), whole AS (
+    SELECT
+        max(slot_to) AS slot_to,
+        max(seen_position) AS seen_position,
+        min(base_position) AS base_position,
+        sum(processed) AS processed,
+        sum(skipped + (
+            SELECT count(*)
+            FROM outbox_message AS m
+            WHERE m.channel = parts.channel
+              AND m.position > lowest_base AND m.position <= base_position
+              AND m.slot BETWEEN slot_from AND parts.slot_to
+        ) - (
+            SELECT count(*)
+            FROM outbox_parked_message AS p
+            WHERE p."group" = parts."group" AND p.channel = parts.channel
+              AND p.position > lowest_base AND p.position <= base_position
+              AND p.slot BETWEEN slot_from AND parts.slot_to
+        )) AS skipped,
+        sum(rate) AS rate,
+        max(paused_until) AS paused_until,
+        min(served_at) AS served_at,
+        max(updated_at) AS updated_at
+    FROM parts
+), failed AS (
+    SELECT attempts, failed_position, failed_since, retry_at, last_error
+    FROM parts
+    WHERE attempts > 0
+    ORDER BY failed_position
+    LIMIT 1
+)
+UPDATE outbox_cursor AS c
+SET slot_to = whole.slot_to,
+    position = %(position)s,
+    seen_position = GREATEST(whole.seen_position, %(position)s),
+    base_position = whole.base_position,
+    processed = whole.processed,
+    skipped = whole.skipped,
+    rate = whole.rate,
+    attempts = COALESCE(failed.attempts, 0),
+    failed_position = failed.failed_position,
+    failed_since = failed.failed_since,
+    retry_at = failed.retry_at,
+    last_error = COALESCE(failed.last_error, ''),
+    paused_until = whole.paused_until,
+    served_at = whole.served_at,
+    updated_at = whole.updated_at
+FROM whole LEFT JOIN failed ON true
+WHERE c.id = (%(ids)s::bigint[])[1]
+
+-- name: drop_ranges
+-- Under lock_shape, after merge_ranges.
+DELETE FROM outbox_cursor WHERE id = ANY(%(ids)s::bigint[])
+
+-- name: renew_ranges
+-- Under lock_shape: what batches, leases and idle workers know of these ranges is void; a failed
+-- message and the parked ones count where their slots are.
+UPDATE outbox_cursor AS c
+SET generation = generation + 1,
+    lease_token = lease_token + 1,
+    leased_until = NULL,
+    hold_position = NULL,
+    hold_until = NULL,
+    parked = (
+        SELECT count(*)
+        FROM outbox_parked_message AS p
+        WHERE p."group" = c."group" AND p.channel = c.channel
+          AND p.slot BETWEEN c.slot_from AND c.slot_to
+    ),
+    attempts = CASE WHEN failure.is_here THEN attempts ELSE 0 END,
+    failed_position = CASE WHEN failure.is_here THEN failed_position END,
+    failed_since = CASE WHEN failure.is_here THEN failed_since END,
+    retry_at = CASE WHEN failure.is_here THEN retry_at END,
+    last_error = CASE WHEN failure.is_here THEN last_error ELSE '' END
+FROM (
+    SELECT id, COALESCE((
+        SELECT m.slot BETWEEN slot_from AND slot_to
+        FROM outbox_message AS m
+        WHERE m.position = failed_position
+    ), true) AS is_here
+    FROM outbox_cursor
+) AS failure
+WHERE failure.id = c.id
+  AND c."group" = %(group)s AND c.channel = %(channel)s
+  AND c.slot_from >= %(first)s AND c.slot_to <= %(last)s
+
+-- name: describe_ranges
+-- Reads the cursor rows and pg_locks; counts by outbox_message_by_channel up to a bound.
+SELECT
+    seen.channel, slot_from, slot_to, position, backlog.messages, backlog.is_bound, owner,
+    CASE WHEN owner <> '' THEN 'working'
+         WHEN paused_until > clock_timestamp() THEN 'paused'
+         WHEN attempts > 0 THEN 'failing'
+         WHEN hold_until > clock_timestamp() AND position >= hold_position THEN 'held'
+         WHEN backlog.messages > 0 THEN 'behind'
+         ELSE 'idle' END,
+    last_error
+FROM (
+    SELECT *, COALESCE(
+        (
+            SELECT application_name || ', backend ' || pid
+            FROM pg_locks
+            JOIN pg_stat_activity USING (pid)
+            WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+              AND classid::bigint = 20291 AND objid::bigint = outbox_cursor.id
+              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            LIMIT 1
+        ),
+        CASE WHEN leased_until > clock_timestamp() THEN leased_by END,
+        ''
+    ) AS owner
+    FROM outbox_cursor
+    WHERE "group" = %(group)s AND channel = ANY(%(channels)s::text[])
+) AS seen
+CROSS JOIN LATERAL outbox_backlog(
+    channel, position, slot_from, slot_to, %(bound)s
+) AS backlog
+ORDER BY channel, slot_from

@@ -1,0 +1,109 @@
+-- What is late and why, and whether the counts are right.
+
+-- name: see_ranges
+-- Reads the cursors; walks outbox_message_by_channel up to a number of messages for all of them.
+SELECT
+    id, "group", channel, slot_from, slot_to, position, seen_position, generation, processed,
+    skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
+    served_at, updated_at, backlog.messages, backlog.is_bound, backlog.oldest,
+    rate * exp(extract(epoch FROM updated_at - clock_timestamp())::float8 / %(rate_seconds)s)
+        AS rate,
+    clock_timestamp() AS now
+FROM outbox_cursor
+CROSS JOIN LATERAL outbox_backlog(
+    channel, position, slot_from, slot_to,
+    GREATEST(%(least)s, %(budget)s / (
+        SELECT count(*) FROM outbox_cursor WHERE %(group)s::text IS NULL OR "group" = %(group)s
+    ))
+) AS backlog
+WHERE %(group)s::text IS NULL OR "group" = %(group)s
+ORDER BY "group", channel, slot_from
+
+-- name: see_backlog
+-- Walks outbox_message_by_channel: all that a group without a cursor has before it.
+SELECT
+    messages,
+    is_bound,
+    COALESCE(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
+FROM outbox_backlog(%(channel)s, 0, 0, 32767, %(most)s)
+
+-- name: see_workers
+-- Reads the sessions of this database that call themselves workers, and the claims they hold.
+SELECT
+    pid, application_name, COALESCE(host(client_addr), 'local'), backend_start,
+    COALESCE(state, ''), extract(epoch FROM clock_timestamp() - xact_start)::float8,
+    COALESCE(claims.cursors, '{}')
+FROM pg_stat_activity
+LEFT JOIN (
+    SELECT pid, array_agg(objid::bigint) AS cursors
+    FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 20291 AND granted
+    GROUP BY pid
+) AS claims USING (pid)
+WHERE datname = current_database() AND starts_with(application_name, 'outbox:')
+ORDER BY pid
+
+-- name: see_floors
+-- Reads the lock table, the sessions and the prepared transactions; the lowest floor first.
+SELECT
+    floors.floor,
+    floors.pid,
+    COALESCE(application_name, ''),
+    COALESCE(usename, owner, ''),
+    COALESCE(state, CASE WHEN gid IS NULL THEN '' ELSE 'prepared' END),
+    COALESCE(prepared, xact_start),
+    COALESCE(extract(epoch FROM clock_timestamp() - COALESCE(prepared, xact_start)), 0)::float8,
+    COALESCE(query, ''),
+    COALESCE(gid, '')
+FROM (
+    SELECT
+        pid,
+        virtualtransaction,
+        drawn - 2147483648 + ((objid::bigint - drawn + 2147483648) & 4294967295) AS floor
+    FROM pg_locks
+    CROSS JOIN outbox_last_position() AS drawn
+    WHERE locktype = 'advisory'
+      AND objsubid = 1
+      AND classid::bigint >> 16 = 20290
+      AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+) AS floors
+LEFT JOIN pg_stat_activity ON pg_stat_activity.pid = floors.pid
+LEFT JOIN pg_locks AS own
+    ON floors.pid IS NULL
+   AND own.pid IS NULL
+   AND own.locktype = 'transactionid'
+   AND own.virtualtransaction = floors.virtualtransaction
+LEFT JOIN pg_prepared_xacts ON transaction = own.transactionid
+ORDER BY floors.floor, COALESCE(prepared, xact_start)
+
+-- name: audit_ranges
+-- One snapshot of cursors, parked messages and the log; walks outbox_message_by_channel.
+SELECT
+    c.channel, c.slot_from, c.slot_to, c.base_position, c.position, c.processed, c.skipped,
+    c.parked,
+    (
+        SELECT count(*)
+        FROM outbox_parked_message AS p
+        WHERE p."group" = c."group"
+          AND p.channel = c.channel
+          AND p.slot BETWEEN c.slot_from AND c.slot_to
+    ),
+    (
+        SELECT count(*)
+        FROM outbox_parked_message AS p
+        WHERE p."group" = c."group"
+          AND p.channel = c.channel
+          AND p.slot BETWEEN c.slot_from AND c.slot_to
+          AND p.position > c.base_position
+    ),
+    (
+        SELECT count(*)
+        FROM outbox_message AS m
+        WHERE m.channel = c.channel
+          AND m.position > c.base_position
+          AND m.position <= c.position
+          AND m.slot BETWEEN c.slot_from AND c.slot_to
+    )
+FROM outbox_cursor AS c
+WHERE c."group" = %(group)s
+ORDER BY c.channel, c.slot_from

@@ -1,0 +1,54 @@
+-- Sessions that wait: idle workers, and readers of their own writes.
+
+-- name: set_application_name
+-- Shows in pg_stat_activity who works for which groups.
+SELECT set_config('application_name', %(name)s, false)
+
+-- name: notice_dead_clients
+-- The server ends a statement that waits for a lock on behalf of a worker that was killed.
+SELECT set_config('client_connection_check_interval', '1000', false)
+
+-- name: take_idle_locks
+-- Session-level shared locks; a try, so that it never waits behind a publisher's look.
+SELECT channel
+FROM unnest(%(channels)s::text[]) AS idle (channel)
+WHERE pg_try_advisory_lock_shared(outbox_idle_key(channel))
+
+-- name: drop_idle_locks
+-- Releases what take_idle_locks returned.
+SELECT pg_advisory_unlock_shared(outbox_idle_key(channel))
+FROM unnest(%(channels)s::text[]) AS idle (channel)
+
+-- name: signal_names
+-- The NOTIFY channels to LISTEN to.
+SELECT outbox_signal_name(channel) FROM unnest(%(channels)s::text[]) AS heard (channel)
+
+-- name: see_backend
+-- The server's idea of who we are; another one than the driver's means a pooler.
+SELECT pg_backend_pid()
+
+-- name: has_handled
+-- Reads the cursors of a group; walks outbox_message_by_channel to the next message of each.
+SELECT COALESCE(
+    %(channels)s::text[] <@ array_agg(channel::text)
+    AND bool_and(
+        position >= %(position)s
+        OR %(position)s <= %(horizon)s
+            AND NOT outbox_pending(channel, position, %(position)s, slot_from, slot_to)
+    ),
+    false
+)
+FROM outbox_cursor
+WHERE "group" = %(group)s
+
+-- name: waiter_signal
+-- The NOTIFY channel to LISTEN to while waiting for a group.
+SELECT outbox_waiter_signal(%(group)s)
+
+-- name: take_waiter_lock
+-- A session-level shared lock; a try, so that it never waits behind a worker's look.
+SELECT pg_try_advisory_lock_shared(outbox_waiter_key(%(group)s))
+
+-- name: drop_waiter_lock
+-- Releases what take_waiter_lock took.
+SELECT pg_advisory_unlock_shared(outbox_waiter_key(%(group)s))
