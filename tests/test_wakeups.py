@@ -23,6 +23,7 @@ MESSAGES = 10_000
 PUBLISHERS = 4
 LONG = 60.0
 """Seconds of the poll interval: a wake-up that is lost shows as a wait of that length."""
+MANY = [f"tenant-{number}" for number in range(200)]
 
 
 @pytest.fixture
@@ -80,8 +81,8 @@ def test_no_message_waits_longer_than_a_second(load):
 class Sleeper:
     """A worker in a thread that polls once a minute, and the times at which it handled messages."""
 
-    def __init__(self, name: str, channel: str, **options: object) -> None:
-        self.group = outbox.ConsumerGroup(name, channels=[channel])
+    def __init__(self, name: str, *channels: str, **options: object) -> None:
+        self.group = outbox.ConsumerGroup(name, channels=channels)
         self.handled: dict[int, float] = {}
         self.group.handler("Tick")(self._tick)
         self.wakeups = Wakeups([self.group], "default", poll_interval=LONG, **options)  # type: ignore[arg-type]
@@ -118,8 +119,8 @@ def sleeper():
     """Start workers that are stopped at the end."""
     started: list[Sleeper] = []
 
-    def start(name: str, channel: str, **options: object) -> Sleeper:
-        started.append(Sleeper(name, channel, **options))
+    def start(name: str, *channels: str, **options: object) -> Sleeper:
+        started.append(Sleeper(name, *channels, **options))
         return started[-1]
 
     yield start
@@ -174,6 +175,44 @@ def test_a_message_wakes_only_the_workers_of_its_channel(sleeper):
 
     changed = [n for n, worker in enumerate(workers) if worker.sleeps != before[n]]
     assert changed == [7]
+
+
+def test_a_worker_of_many_channels_is_woken_through_a_bucket(sleeper):
+    """A group of 200 channels sleeps in 32 buckets, and a message in any channel wakes it."""
+    worker = sleeper("many", *MANY)
+    assert worker.asleep.wait(60)
+    for channel in (MANY[0], MANY[71], MANY[199]):
+        position = publish(channel)
+        wait_until(lambda p=position: p in worker.handled, timeout=LONG / 2)
+
+
+def test_a_transaction_over_many_channels_wakes_their_workers(sleeper):
+    """One statement that inserts into several channels wakes a worker of one and one of many."""
+    one, many = sleeper("one", MANY[3]), sleeper("many", *MANY)
+    assert one.asleep.wait(60)
+    assert many.asleep.wait(60)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO outbox_message (channel, type, payload)"
+            " SELECT unnest(%s::text[]), 'Tick', '{}' RETURNING position, channel",
+            [MANY],
+        )
+        positions = {channel: position for position, channel in cursor.fetchall()}
+    wait_until(lambda: positions[MANY[3]] in one.handled, timeout=LONG / 2)
+    wait_until(lambda: set(positions.values()) <= many.handled.keys(), timeout=LONG / 2)
+
+
+def test_sleeping_in_3000_channels_costs_32_locks(connect):
+    """However many channels its groups have, a sleeper leaves the lock table to the others."""
+    session = connect()
+    with session.cursor() as cursor:
+        for count, locks in ((1, 1), (32, 32), (33, 32), (3000, 32)):
+            channels = [f"tenant-{number}" for number in range(count)]
+            cursor.execute("SELECT key, signal FROM outbox_idle_places(%s)", [channels])
+            places = cursor.fetchall()
+
+            assert len({key for key, _ in places}) <= locks
+            assert len({signal for _, signal in places}) == len({key for key, _ in places})
 
 
 def test_a_busy_system_sends_no_notify(connect):

@@ -71,7 +71,7 @@ class Wakeups:
         os.set_blocking(self._pipe[1], False)
         self._raw: Any = None
         self._heard: list[Any] = []
-        self._locked: list[str] = []
+        self._locked: list[int] = []
         self._is_idle = False
         self._idle_since: float | None = None
         self._short_waits = 0
@@ -140,16 +140,17 @@ class Wakeups:
             return
         with connections[self.alias].cursor() as cursor:
             run_statement(cursor, "take_idle_locks", {"channels": self.channels})
-            self._locked = [channel for (channel,) in cursor.fetchall()]
+            tries = cursor.fetchall()
+        self._locked = [key for key, is_taken in tries if is_taken]
         self._is_idle = True
-        if len(self._locked) < len(self.channels):
+        if len(self._locked) < len(tries):
             self._drop_locks()
             self._sleep(SHORT_WAIT)
 
     def _drop_locks(self) -> None:
         self._is_idle = False
         with connections[self.alias].cursor() as cursor:
-            run_statement(cursor, "drop_idle_locks", {"channels": self._locked})
+            run_statement(cursor, "drop_idle_locks", {"keys": self._locked})
 
     def _connect(self) -> bool:
         """Listen, once per connection; False when a pooler makes that useless."""

@@ -9,19 +9,18 @@ SELECT set_config('application_name', %(name)s, false)
 SELECT set_config('client_connection_check_interval', '1000', false)
 
 -- name: take_idle_locks
--- Session-level shared locks; a try, so that it never waits behind a publisher's look.
-SELECT channel
-FROM unnest(%(channels)s::text[]) AS idle (channel)
-WHERE pg_try_advisory_lock_shared(outbox_idle_key(channel))
+-- Session-level shared locks, at most 32; a try, so that it never waits behind a publisher's look.
+SELECT key, pg_try_advisory_lock_shared(key)
+FROM outbox_idle_places(%(channels)s::text[])
 
 -- name: drop_idle_locks
 -- Releases what take_idle_locks returned.
-SELECT pg_advisory_unlock_shared(outbox_idle_key(channel))
-FROM unnest(%(channels)s::text[]) AS idle (channel)
+SELECT pg_advisory_unlock_shared(key)
+FROM unnest(%(keys)s::bigint[]) AS held (key)
 
 -- name: signal_names
 -- The NOTIFY channels to LISTEN to.
-SELECT outbox_signal_name(channel) FROM unnest(%(channels)s::text[]) AS heard (channel)
+SELECT signal FROM outbox_idle_places(%(channels)s::text[])
 
 -- name: see_backend
 -- The server's idea of who we are; another one than the driver's means a pooler.
