@@ -8,7 +8,6 @@ process that leaves early drops its connection, and the server rolls the batch b
 
 from __future__ import annotations
 
-import enum
 import logging
 import os
 import select
@@ -18,23 +17,13 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from .exit_codes import ExitCode
+
 logger = logging.getLogger("outbox.worker")
 
 ORPHAN_GRACE = 2.0
 """Seconds to finish the batch in hand after the parent's death, at most."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Exit(enum.IntEnum):
-    """Exit codes of `consume`; 128 plus the signal's number is a second signal."""
-
-    DONE = 0
-    ERROR = 1
-    USAGE = 2
-    MEMORY = 4
-    """The memory limit was reached: start it again."""
-    GRACE = 5
-    """The batch in hand was not done within the grace and is rolled back."""
 
 
 class Lifeline(threading.Thread):
@@ -87,7 +76,7 @@ class Lifeline(threading.Thread):
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
-                self._leave(Exit.GRACE, "the grace period is over")
+                self._leave(ExitCode.GRACE, "the grace period is over")
             readable, _, _ = select.select(watched, [], [], left)
             if self.parent in readable:
                 watched.remove(self.parent)

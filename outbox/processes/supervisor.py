@@ -25,7 +25,8 @@ from django.db import DatabaseError, connections
 from ..consuming import in_flight as in_hand
 from ..consuming.in_flight import InHand, State
 from ..operations import redrives
-from .shutdown import SIGNALS, Exit
+from .exit_codes import ExitCode
+from .shutdown import SIGNALS
 
 logger = logging.getLogger("outbox.supervisor")
 
@@ -118,7 +119,7 @@ class Supervisor:
         self.grace = grace
         self.is_drain = is_drain
         self.heartbeat_file = heartbeat_file
-        self.result: int = Exit.DONE
+        self.result: int = ExitCode.DONE
         self.seats: list[Seat] = []
         self._stop_by: float | None = None
         self._records: list[threading.Thread] = []
@@ -171,7 +172,7 @@ class Supervisor:
         if seat.process.poll() is not None:
             self._bury(seat, state)
         elif self._stop_by is not None and now > self._stop_by:
-            self.result = self.result or Exit.GRACE
+            self.result = self.result or ExitCode.GRACE
             self._end(seat, "did not finish within the grace period")
         elif seat.is_overdue(state, now) and not seat.ended_for:
             self._end(seat, f"timed out after {state.timeout / 1000:g} s")
@@ -182,7 +183,7 @@ class Supervisor:
         except OSError:
             logger.exception("worker %d could not be started", seat.number)
             seat.failures += 1
-            self._plan(seat, Exit.ERROR)
+            self._plan(seat, ExitCode.ERROR)
 
     def _bury(self, seat: Seat, state: State) -> None:
         """Note how a worker ended, blame the message it had in hand, and plan its successor."""
@@ -193,7 +194,7 @@ class Supervisor:
         if state.position and not is_ours:
             self._blame(state, pid, reason)
         seat.failures = 0 if state.handled else seat.failures
-        is_fine = code in (Exit.DONE, Exit.MEMORY)
+        is_fine = code in (ExitCode.DONE, ExitCode.MEMORY)
         seat.failures += not is_fine
         logger.log(
             logging.INFO if is_fine else logging.WARNING,
@@ -206,17 +207,17 @@ class Supervisor:
         self._plan(seat, code)
 
     def _plan(self, seat: Seat, code: int) -> None:
-        if code == Exit.USAGE and self._stop_by is None:
+        if code == ExitCode.USAGE and self._stop_by is None:
             self.result = code
             self.stop()
         if self._stop_by is not None:
-            if code == Exit.GRACE:
+            if code == ExitCode.GRACE:
                 self.result = self.result or code
             return self._close(seat)
-        if self.is_drain and code == Exit.DONE:
+        if self.is_drain and code == ExitCode.DONE:
             return self._close(seat)
         if self.is_drain and seat.failures >= MOST_DRAIN_FAILURES:
-            self.result = Exit.ERROR
+            self.result = ExitCode.ERROR
             return self._close(seat)
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(seat.failures - 1, 10))
         seat.start_at = time.monotonic() + (delay if seat.failures else 0)

@@ -1,6 +1,6 @@
 """`manage.py consume GROUP…`: handle messages, in this process or in several.
 
-Exit codes: see `lifeline.Exit`.
+Exit codes: see `processes.exit_codes`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
 from ...operations import redrives
+from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Pulse
-from ...processes.shutdown import SIGNALS, Exit, Lifeline
+from ...processes.shutdown import SIGNALS, Lifeline
 from ...processes.supervisor import Supervisor
 from ...worker import Worker
 
@@ -83,7 +84,7 @@ class Command(BaseCommand):
             for name in options["groups"]:
                 groups.get(name)
         except OutboxError as error:
-            raise CommandError(str(error), returncode=Exit.USAGE) from error
+            raise CommandError(str(error), returncode=ExitCode.USAGE) from error
         if options["supervised"]:
             return False
         self.check(tags=["outbox"], databases=[options["database"]])
@@ -101,7 +102,7 @@ class Command(BaseCommand):
         }
         for text, applies in refusals.items():
             if applies:
-                raise CommandError(text, returncode=Exit.USAGE)
+                raise CommandError(text, returncode=ExitCode.USAGE)
         is_default = settings.DEBUG and self.is_command_line and not options["drain"]
         return is_default if options["reload"] is None else bool(options["reload"])
 
@@ -149,7 +150,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if options["verbosity"] > 0 and not options["supervised"]:
             self.stderr.write(f"{worker.handled} messages handled")
-        return Exit.MEMORY if pulse.is_full else Exit.DONE
+        return ExitCode.MEMORY if pulse.is_full else ExitCode.DONE
 
     def _worker(self, options: dict[str, Any]) -> Worker:
         chosen = [groups.get(name) for name in dict.fromkeys(options["groups"])]
@@ -195,7 +196,7 @@ def take_over(path: Path, using: str) -> InHand:
     except OSError as error:
         raise CommandError(
             f"{path} is in use by another process: give each its own --state-file",
-            returncode=Exit.USAGE,
+            returncode=ExitCode.USAGE,
         ) from error
     record = in_flight.keep(fd)
     last = record.read()

@@ -17,10 +17,10 @@ from ...exceptions import (
     OutboxError,
     UnknownGroup,
 )
+from ...processes.exit_codes import ExitCode
 from ..verbs import VERBS
 from ..verbs.printer import Printer
 
-USAGE = 2
 MISUSES = (InvalidGroup, InvalidPause, InvalidReset, InvalidSnapshot, UnknownGroup)
 """Errors of the caller, told from failures by the exit code."""
 
@@ -55,7 +55,7 @@ class Command(BaseCommand):
         try:
             chosen().run(printer, options)
         except MISUSES as error:
-            raise CommandError(str(error), returncode=USAGE) from error
+            raise CommandError(str(error), returncode=ExitCode.USAGE) from error
         except OutboxError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:

@@ -1,12 +1,18 @@
-"""The verbs of `manage.py outbox`, each a thin layer over a function of the package."""
+"""The verbs of `manage.py outbox`, a file per module of `operations`, `retention` or `changes`."""
 
 from __future__ import annotations
 
-from .changes import Pause, Reset, Resume, Scale, Skip
-from .repairs import Discard, Parked, Redrive, Segments
-from .snapshots import TakeSnapshot
+from .audit import Audit
+from .doctor import Doctor
+from .pauses import Pause, Resume
+from .redrives import Discard, Parked, Redrive
+from .replay import Reset, Skip
+from .scaling import Scale
+from .segments import Segments
+from .snapshot import TakeSnapshot
+from .status import Check, Describe, Groups
+from .tail import Tail
 from .verb import Verb
-from .views import Audit, Check, Describe, Doctor, Groups, Tail
 
 VERBS: list[type[Verb]] = [
     Groups,

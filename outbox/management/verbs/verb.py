@@ -1,4 +1,4 @@
-"""What the verbs have in common."""
+"""The base class of the verbs, and the arguments that several of them take."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_duration
 
+from ...processes.exit_codes import ExitCode
 from .printer import Printer
-
-PAST_THRESHOLD = 3
-"""Exit code when a threshold is passed, an audit fails or the doctor finds a fault."""
 
 
 class Verb:
@@ -28,9 +26,17 @@ class Verb:
         raise NotImplementedError
 
 
-def past_threshold(message: str) -> CommandError:
+def failed_check(message: str) -> CommandError:
     """Return the error that ends the command with the exit code of a failed check."""
-    return CommandError(message, returncode=PAST_THRESHOLD)
+    return CommandError(message, returncode=ExitCode.FAILED_CHECK)
+
+
+def add_scope(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+    """Declare GROUP, --channel and --reason; `several`: whether --channel may be repeated."""
+    action = "append" if several else "store"
+    parser.add_argument("group", metavar="GROUP")
+    parser.add_argument("--channel", action=action, metavar="C", help="only this channel")
+    parser.add_argument("--reason", default="", help="is kept with the record of the change")
 
 
 def time_with_zone(text: str) -> datetime.datetime:

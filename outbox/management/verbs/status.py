@@ -1,4 +1,4 @@
-"""Verbs that only look: groups, describe, check, tail, audit, doctor."""
+"""Verbs that read the state of groups: groups, describe, check."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from ... import groups
-from ...operations import audit, doctor, redrives, status, tail
+from ...operations import redrives, status
 from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus
 from ...operations.status import Description, GroupStatus
+from ...processes.exit_codes import ExitCode
 from .printer import Printer, ago, at_least, slots
-from .repairs import print_parked
-from .verb import Verb, past_threshold, positive, time_with_zone
+from .redrives import print_parked
+from .verb import Verb, failed_check
 
 
 class Groups(Verb):
@@ -85,7 +86,7 @@ class Check(Verb):
         """Write one line; the exit code is the answer."""
         limits = {name: options[name] for name in ("lag", "lag_seconds", "parked")}
         if all(limit is None for limit in limits.values()):
-            raise CommandError("Give --lag, --lag-seconds or --parked.", returncode=2)
+            raise CommandError("Give --lag, --lag-seconds or --parked.", returncode=ExitCode.USAGE)
         state, past = status.check(options["group"], **limits, using=options["database"])
         if printer.as_json:
             printer.json(dataclasses.asdict(state) | {"past": past})
@@ -96,94 +97,7 @@ class Check(Verb):
                 f"{state.lag_seconds:.1f} s, {state.parked} parked"
             )
         if past:
-            raise past_threshold(f"{state.group}: {'; '.join(past)}")
-
-
-class Tail(Verb):
-    """show the latest messages of the log, and the new ones as they come"""
-
-    name = "tail"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        parser.add_argument("channel", nargs="?", metavar="CHANNEL", help="default: all")
-        parser.add_argument("--follow", "-f", action="store_true", help="go on until interrupted")
-        parser.add_argument("--key", metavar="K", help="only messages with this key")
-        parser.add_argument("--type", metavar="T", help="only messages of this type")
-        start = parser.add_mutually_exclusive_group()
-        start.add_argument("--lines", "-n", type=positive, default=10, metavar="N")
-        start.add_argument(
-            "--from",
-            dest="start",
-            type=_start,
-            metavar="WHERE",
-            help="earliest, latest, a position or a time with zone",
-        )
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write a line per message; as JSON, one document per line."""
-        using = options["database"]
-        chosen = tail.Filter(channel=options["channel"], key=options["key"], type=options["type"])
-        if options["start"] is None:
-            messages, after = tail.latest(chosen, options["lines"], using)
-            for message in messages:
-                _print_message(printer, message)
-        else:
-            after = tail.position_of(options["start"], using)
-        if options["start"] is None and not options["follow"]:
-            return
-        read = tail.follow if options["follow"] else tail.read
-        try:
-            for message in read(chosen, after, using):
-                _print_message(printer, message)
-        except KeyboardInterrupt:
-            return
-
-
-class Audit(Verb):
-    """prove that a group skipped and repeated nothing since its last reset: exit code 3 if not"""
-
-    name = "audit"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        parser.add_argument("group", metavar="GROUP")
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write the account of each channel."""
-        account = audit.audit(options["group"], options["database"])
-        if printer.as_json:
-            printer.json(account)
-        else:
-            names = ("channel", "messages", "processed", "skipped", "parked", "difference")
-            printer.table(
-                "<CHANNEL MESSAGES PROCESSED SKIPPED PARKED DIFFERENCE",
-                [[getattr(each, name) for name in names] for each in account.channels],
-            )
-        findings = [f"{c.channel}: {text}" for c in account.channels for text in c.findings]
-        if findings:
-            raise past_threshold(f"{account.group}: {'; '.join(findings)}")
-
-
-class Doctor(Verb):
-    """examine the database for whatever breaks the log: exit code 3 if something does"""
-
-    name = "doctor"
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write a line per check, and the fix below it."""
-        findings = doctor.examine(options["database"])
-        if printer.as_json:
-            printer.json(findings)
-        else:
-            for each in findings:
-                level = printer.status(f"{each.level:<4}")
-                printer.line(f"{level}  {each.check:<12}  {each.detail}")
-                if each.fix:
-                    printer.line(f"{'':<20}{each.fix}")
-        failed = [each.check for each in findings if each.level == "fail"]
-        if failed:
-            raise past_threshold(f"Failed: {', '.join(failed)}")
+            raise failed_check(f"{state.group}: {'; '.join(past)}")
 
 
 def _row(state: GroupStatus) -> list[Any]:
@@ -262,18 +176,3 @@ def _print_workers(printer: Printer, description: Description) -> None:
         for each in description.workers
     ]
     printer.table("<WORKER PID <HOST CONNECTED <STATE IN-TRANSACTION", rows)
-
-
-def _print_message(printer: Printer, message: tail.StoredMessage) -> None:
-    if printer.as_json:
-        return printer.json(message)
-    at = message.created_at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    key = "-" if message.key is None else message.key
-    payload = tail.text_of(message.payload)
-    printer.line(f"{message.position} {at} {message.channel} {message.type} {key} {payload}")
-
-
-def _start(text: str) -> Any:
-    if text in ("earliest", "latest"):
-        return text
-    return int(text) if text.isdecimal() else time_with_zone(text)

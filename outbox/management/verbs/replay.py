@@ -1,4 +1,4 @@
-"""Verbs that move, hold or reshape a group: reset, pause, resume, skip, scale."""
+"""Verbs that move cursors: reset, skip."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from ... import groups
-from ...operations import action_log, pauses, replay, scaling
+from ...operations import replay
 from ...operations.reset_targets import Place
+from ...processes.exit_codes import ExitCode
 from .printer import Printer, slots
-from .verb import Verb, duration, positive, time_with_zone
+from .verb import Verb, duration, time_with_zone
 
 
 class Reset(Verb):
@@ -69,53 +69,6 @@ class Reset(Verb):
             printer.note("A dry run: nothing was changed. Add --execute to do it.")
 
 
-class Pause(Verb):
-    """let a group rest, until a time or until it is resumed"""
-
-    name = "pause"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        _add_scope(parser)
-        parser.add_argument(
-            "--until", type=time_with_zone, metavar="T", help="a time with zone; else: resume"
-        )
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write where the group rests."""
-        rows = pauses.pause(
-            options["group"],
-            until=options["until"],
-            channels=options["channel"],
-            reason=options["reason"],
-            using=options["database"],
-        )
-        until = (options["until"] or pauses.FOREVER).isoformat()
-        _print_rows(printer, options["group"], rows, {"paused_until": until})
-
-
-class Resume(Verb):
-    """let a paused group go on"""
-
-    name = "resume"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        _add_scope(parser)
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write from where the group goes on."""
-        rows = pauses.resume(
-            options["group"],
-            channels=options["channel"],
-            reason=options["reason"],
-            using=options["database"],
-        )
-        _print_rows(printer, options["group"], rows, {"paused_until": None})
-        if not rows:
-            printer.note("Nothing was paused.")
-
-
 class Skip(Verb):
     """move a group past its next message without handling it"""
 
@@ -147,63 +100,13 @@ class Skip(Verb):
             printer.line(f"{row.channel}: {row.position} -> {options['position']}, one skipped")
 
 
-class Scale(Verb):
-    """split or merge the ranges of a group: so many workers can share it"""
-
-    name = "scale"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        _add_scope(parser, several=False)
-        parser.add_argument("--to", type=positive, required=True, metavar="N", help="ranges")
-        parser.add_argument(
-            "--timeout", type=float, default=60.0, metavar="S", help="to wait for workers"
-        )
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write the ranges as they are then."""
-        group, using = groups.get(options["group"]), options["database"]
-        before = len(scaling.describe(group, channel=options["channel"], using=using))
-        shape = scaling.scale(
-            group,
-            options["to"],
-            channel=options["channel"],
-            using=using,
-            timeout=options["timeout"],
-        )
-        action_log.record(
-            "scale",
-            group.name,
-            using=using,
-            old=before,
-            new={"to": options["to"], "channel": options["channel"]},
-            reason=options["reason"],
-        )
-        if printer.as_json:
-            return printer.json(shape)
-        printer.table(
-            "<CHANNEL SLOTS POSITION LAG <STATE <OWNER",
-            [
-                [r.channel, slots(r.slot_from, r.slot_to), r.position, r.lag, r.state, r.owner]
-                for r in shape
-            ],
-        )
-
-
-def _add_scope(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
-    action = "append" if several else "store"
-    parser.add_argument("group", metavar="GROUP")
-    parser.add_argument("--channel", action=action, metavar="C", help="only this channel")
-    parser.add_argument("--reason", default="", help="is kept with the record of the change")
-
-
 def _places(path: str | None) -> list[Place] | None:
     if path is None:
         return None
     try:
         return replay.read_file(path)
     except OSError as error:
-        raise CommandError(str(error), returncode=2) from error
+        raise CommandError(str(error), returncode=ExitCode.USAGE) from error
 
 
 def _print_moves(printer: Printer, moves: list[replay.Move]) -> None:
@@ -216,28 +119,3 @@ def _print_moves(printer: Printer, moves: list[replay.Move]) -> None:
 
 def _effect(move: replay.Move) -> tuple[int, int]:
     return (move.messages, 0) if move.delta < 0 else (0, move.messages)
-
-
-def _print_rows(
-    printer: Printer, group: str, rows: list[Any], changed: dict[str, str | None]
-) -> None:
-    if printer.as_json:
-        return printer.json(
-            [
-                {
-                    "group": group,
-                    "channel": row.channel,
-                    "slot_from": row.slot_from,
-                    "slot_to": row.slot_to,
-                    "position": row.position,
-                    **changed,
-                }
-                for row in rows
-            ]
-        )
-    end = changed["paused_until"]
-    shown = "resumed" if end == pauses.FOREVER.isoformat() else end
-    printer.table(
-        "<CHANNEL SLOTS POSITION PAUSED-UNTIL",
-        [[row.channel, slots(row.slot_from, row.slot_to), row.position, shown] for row in rows],
-    )

@@ -1,4 +1,4 @@
-"""Verbs for parked messages and for segments: parked, redrive, discard, segments."""
+"""Verbs for parked messages: parked, redrive, discard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from django.forms.models import model_to_dict
 
 from ...models import ParkedMessage
 from ...operations import action_log, redrives
-from ...retention import segments
 from .printer import Printer, ago
 from .verb import Verb, positive
 
@@ -107,40 +106,6 @@ class Discard(Verb):
         printer.line(f"{dropped.channel} {dropped.position} dropped")
         if dropped.remaining:
             printer.note(f"{dropped.remaining} messages of its key are parked still: redrive them.")
-
-
-class Segments(Verb):
-    """list the segments of the log, and add some ahead"""
-
-    name = "segments"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        parser.add_argument("--ahead", type=positive, metavar="N", help="see that N are ahead")
-
-    def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write a line per segment."""
-        using = options["database"]
-        if options["ahead"] is not None:
-            new = segments.create_ahead(options["ahead"], using)
-            printer.note(f"{len(new)} segments added.")
-        found = segments.list_segments(using)
-        if printer.as_json:
-            return printer.json(found)
-        printer.table(
-            "<SEGMENT FROM TO ROWS BYTES <USE",
-            [
-                [
-                    each.name,
-                    each.lower,
-                    each.upper and each.upper - 1,
-                    each.rows,
-                    each.bytes,
-                    each.use,
-                ]
-                for each in found
-            ],
-        )
 
 
 def print_parked(printer: Printer, messages: QuerySet[ParkedMessage]) -> None:

@@ -1,0 +1,35 @@
+"""The verb that compares the counters with the log: audit."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ...operations import audit
+from .printer import Printer
+from .verb import Verb, failed_check
+
+
+class Audit(Verb):
+    """prove that a group skipped and repeated nothing since its last reset: exit code 3 if not"""
+
+    name = "audit"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("group", metavar="GROUP")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write the account of each channel."""
+        account = audit.audit(options["group"], options["database"])
+        if printer.as_json:
+            printer.json(account)
+        else:
+            names = ("channel", "messages", "processed", "skipped", "parked", "difference")
+            printer.table(
+                "<CHANNEL MESSAGES PROCESSED SKIPPED PARKED DIFFERENCE",
+                [[getattr(each, name) for name in names] for each in account.channels],
+            )
+        findings = [f"{c.channel}: {text}" for c in account.channels for text in c.findings]
+        if findings:
+            raise failed_check(f"{account.group}: {'; '.join(findings)}")

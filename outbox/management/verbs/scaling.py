@@ -1,0 +1,54 @@
+"""The verb that changes the number of slot ranges: scale."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ... import groups
+from ...operations import action_log, scaling
+from .printer import Printer, slots
+from .verb import Verb, add_scope, positive
+
+
+class Scale(Verb):
+    """split or merge the ranges of a group: so many workers can share it"""
+
+    name = "scale"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        add_scope(parser, several=False)
+        parser.add_argument("--to", type=positive, required=True, metavar="N", help="ranges")
+        parser.add_argument(
+            "--timeout", type=float, default=60.0, metavar="S", help="to wait for workers"
+        )
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write the ranges as they are then."""
+        group, using = groups.get(options["group"]), options["database"]
+        before = len(scaling.describe(group, channel=options["channel"], using=using))
+        shape = scaling.scale(
+            group,
+            options["to"],
+            channel=options["channel"],
+            using=using,
+            timeout=options["timeout"],
+        )
+        action_log.record(
+            "scale",
+            group.name,
+            using=using,
+            old=before,
+            new={"to": options["to"], "channel": options["channel"]},
+            reason=options["reason"],
+        )
+        if printer.as_json:
+            return printer.json(shape)
+        printer.table(
+            "<CHANNEL SLOTS POSITION LAG <STATE <OWNER",
+            [
+                [r.channel, slots(r.slot_from, r.slot_to), r.position, r.lag, r.state, r.owner]
+                for r in shape
+            ],
+        )
