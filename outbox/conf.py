@@ -24,6 +24,8 @@ class Settings:
     """Refuse `publish()` outside `transaction.atomic()`."""
     batch_size: int = 500
     """Most messages in one claim, and so in one transaction."""
+    batch_bytes: int = 8_000_000
+    """Most bytes of JSON (payloads and headers) in one claim; a larger message comes alone."""
     batch_seconds: float = 1.0
     """Seconds after which a batch ends early, so that no transaction stays open long."""
     poll_interval: float = 5.0
@@ -68,6 +70,7 @@ def _is_seconds(value: Any) -> bool:
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "REQUIRE_TRANSACTION": (_is_bool, "True or False"),
     "BATCH_SIZE": (lambda value: is_number(value, 1, whole=True), "a whole number from 1 on"),
+    "BATCH_BYTES": (lambda value: is_number(value, 1, whole=True), "a whole number from 1 on"),
     "BATCH_SECONDS": (_is_seconds, "seconds above 0"),
     "POLL_INTERVAL": (_is_seconds, "seconds above 0"),
     "LINGER": (lambda value: is_number(value, 0), "seconds from 0 on"),

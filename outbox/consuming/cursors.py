@@ -19,6 +19,7 @@ import msgspec
 from django.db import connections, transaction
 
 from .. import events, message_log
+from ..conf import settings
 from ..exceptions import StaleClaim
 from ..groups import ConsumerGroup
 from ..sql import array, run_statement
@@ -168,6 +169,7 @@ def claim(
     using: str,
     most: int,
     idle: IdleRanges | None = None,
+    most_bytes: int | None = None,
 ) -> tuple[Claim, list[message_log.Row]] | None:
     """Lock a cursor that has something to do up to `horizon`; return it and its next messages.
 
@@ -175,8 +177,9 @@ def claim(
     others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
     and adds to them what it finds. Must run inside a transaction, which keeps the lock.
 
-    `most`: messages to read at most; none when the claim only moves over a gap. Returns None
-    when no cursor has anything to do.
+    `most`: messages to read at most; none when the claim only moves over a gap. `most_bytes`: of
+    JSON in them, unless the first one alone is larger; the setting `BATCH_BYTES` when left out.
+    The claim's `until` is where the batch ends. Returns None when no cursor has anything to do.
     """
     idle = IdleRanges() if idle is None else idle
     pairs = [(group.name, channel) for group in groups for channel in group.channels]
@@ -185,6 +188,7 @@ def claim(
         "channels": array(channel for _, channel in pairs),
         "horizon": horizon,
         "most": most,
+        "most_bytes": settings().batch_bytes if most_bytes is None else most_bytes,
         **idle.parameters(),
     }
     with connections[using].cursor() as cursor:

@@ -25,7 +25,8 @@ SELECT DISTINCT channel FROM outbox_cursor WHERE "group" = %(group)s ORDER BY ch
 -- outbox_message_by_channel. Idle ranges come first, then the claim with its first message.
 SELECT *
 FROM outbox_claim(
-    %(groups)s, %(channels)s, %(horizon)s, %(idle_ids)s, %(idle_generations)s, %(most)s
+    %(groups)s, %(channels)s, %(horizon)s, %(idle_ids)s, %(idle_generations)s, %(most)s,
+    %(most_bytes)s
 )
 
 -- name: advance_cursor

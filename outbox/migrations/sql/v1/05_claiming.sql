@@ -40,16 +40,57 @@ LANGUAGE sql VOLATILE AS $$
     )::text
 $$;
 
+-- Where a batch of large messages ends: at the last of the next ones whose JSON has no more than
+-- `bytes` in all, and never before the first one. Stored sizes count for what is not compressed; the
+-- rest has to be expanded, message by message, since PostgreSQL does not tell the size of its text.
+CREATE FUNCTION outbox_fitting_end(
+    of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, bytes bigint
+) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    following CURSOR FOR
+        SELECT
+            m.position,
+            CASE WHEN pg_column_compression(m.payload) IS NULL THEN pg_column_size(m.payload)
+                 ELSE octet_length(m.payload::text) END
+            + CASE WHEN pg_column_compression(m.headers) IS NULL THEN pg_column_size(m.headers)
+                   ELSE octet_length(m.headers::text) END
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel
+          AND m.position > after
+          AND m.position <= until
+          AND m.slot BETWEEN first_slot AND last_slot
+        ORDER BY m.position;
+    at bigint;
+    size bigint;
+    total bigint := 0;
+    fitting bigint;
+BEGIN
+    -- FETCH takes one row at a time; a loop over a query would expand 50 ahead.
+    OPEN following;
+    LOOP
+        FETCH following INTO at, size;
+        EXIT WHEN NOT FOUND;
+        total := total + size;
+        EXIT WHEN total > bytes AND fitting IS NOT NULL;
+        fitting := at;
+        EXIT WHEN total >= bytes;
+    END LOOP;
+    CLOSE following;
+    RETURN fitting;
+END
+$$;
+
 -- Lock the first range that has something to do, by the order of the groups and then the longest
--- not served, and read its next messages; ranges that others hold are passed over. The claim comes
--- with the first message, or alone. The rows before it are ranges that have nothing up to the
+-- not served, and read its next messages: at most `most`, and no more than `most_bytes` of JSON but
+-- one message at least. Ranges that others hold are passed over. The claim comes with the first
+-- message, or alone, and says where the batch ends. The rows before it are ranges that have nothing up to the
 -- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
 -- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
 -- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read;
 -- before PostgreSQL 18 the sort of the few cursors then seems so dear that it would be compiled.
 CREATE FUNCTION outbox_claim(
     of_groups text[], of_channels text[], horizon bigint,
-    idle_ids bigint[], idle_generations integer[], most integer
+    idle_ids bigint[], idle_generations integer[], most integer, most_bytes bigint
 ) RETURNS TABLE (
     "position" bigint, key text, type text, payload text, headers text, created_at text,
     claim text, is_idle boolean
@@ -62,6 +103,10 @@ DECLARE
     furthest bigint;
     until bigint;
     last_read bigint;
+    messages integer;
+    last_message bigint;
+    size bigint;
+    is_compressed boolean;
     ignored boolean;
 BEGIN
     FOR candidate IN
@@ -110,10 +155,42 @@ BEGIN
             position := NULL;
         END IF;
         ignored := pg_try_advisory_xact_lock(20291, claimed.id::integer);
+        messages := 1;
+        IF position IS DISTINCT FROM until THEN
+            SELECT
+                count(*),
+                max(following.position),
+                sum(pg_column_size(following.payload) + pg_column_size(following.headers)),
+                bool_or(pg_column_compression(following.payload) IS NOT NULL
+                        OR pg_column_compression(following.headers) IS NOT NULL)
+            INTO messages, last_message, size, is_compressed
+            FROM (
+                SELECT m.position, m.payload, m.headers
+                FROM outbox_message AS m
+                WHERE m.channel = claimed.channel
+                  AND m.position > claimed.position
+                  AND m.position <= until
+                  AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
+                ORDER BY m.position
+                LIMIT most
+            ) AS following;
+            IF messages = most THEN
+                until := last_message;
+            END IF;
+            IF messages > 1 AND (is_compressed OR size > most_bytes) THEN
+                last_read := outbox_fitting_end(
+                    claimed.channel, claimed.position, last_message,
+                    claimed.slot_from, claimed.slot_to, most_bytes
+                );
+                IF last_read < last_message THEN
+                    until := last_read;
+                END IF;
+            END IF;
+        END IF;
         claim := outbox_claim_of(claimed, until);
         RETURN NEXT;
         last_read := COALESCE(position, claimed.position);
-        IF last_read < until THEN
+        IF last_read < until AND messages > (position IS NOT NULL)::integer THEN
             RETURN QUERY
                 SELECT
                     m.position, m.key::text, m.type::text, m.payload::text, m.headers::text,
@@ -123,8 +200,7 @@ BEGIN
                   AND m.position > last_read
                   AND m.position <= until
                   AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
-                ORDER BY m.position
-                LIMIT CASE WHEN last_read > claimed.position THEN most - 1 ELSE most END;
+                ORDER BY m.position;
         END IF;
         RETURN;
     END LOOP;
