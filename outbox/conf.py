@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -37,6 +37,15 @@ class Settings:
     database connection to listen on, for when the worker's goes through a transaction pooler."""
     operator: str = ""
     """Who stands in the records of operators' actions; empty: the user and host of the process."""
+
+    keep: str = "forever"
+    """How long messages are kept in channels without a rule of their own: "forever", a duration
+    such as "90 days", or "latest": the newest message of each key."""
+    channels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Rules of channels: {"orders": {"keep": "90 days"}}."""
+    archive: str = ""
+    """The alias of a Django storage to which messages are written before retention removes them;
+    empty: they are removed without a copy."""
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -77,6 +86,12 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "LISTEN": (
         lambda value: _is_bool(value) or value in list(django_settings.DATABASES),
         "True, False or the alias of a database",
+    ),
+    "KEEP": (lambda value: isinstance(value, str), 'text such as "90 days"'),
+    "CHANNELS": (lambda value: isinstance(value, Mapping), "a dict of channel names"),
+    "ARCHIVE": (
+        lambda value: value == "" or value in getattr(django_settings, "STORAGES", {}),
+        "the alias of a storage in STORAGES",
     ),
     "OPERATOR": (lambda value: isinstance(value, str), "text"),
 }

@@ -215,10 +215,42 @@ class InvalidPause(OutboxError, ValueError):
 
 
 class LogIsBusy(OutboxError):
-    """The log was in use all the time, so that no segment could be added within {seconds} s: \
-try again when no long transaction reads or writes it."""
+    """The log was in use all the time, so that no segment could be attached or removed within \
+{seconds:g} s. Try again when these transactions have ended: {holders}"""
 
     seconds: float
+    holders: str
+
+
+class InvalidRule(OutboxError, ValueError):
+    """{place} is {value!r}; a rule is "forever", a duration such as "90 days", "latest" (the \
+newest message of each key), or "latest 7 days" (and those without a key for so long); units are \
+seconds, minutes, hours, days and weeks. CHANNELS is {{"channel": {{"keep": rule}}}}."""
+
+    place: str
+    value: Any
+
+
+class ReaderCameBack(OutboxError):
+    """Group {group!r} went back in channel {channel!r}, to {position}, and may still read it."""
+
+    group: str
+    channel: str
+    position: int
+
+
+class ArchiveBroken(OutboxError):
+    """The archived file {name!r} cannot be used: {reason}. Nothing was removed or restored."""
+
+    name: str
+    reason: str
+
+
+class CannotRestore(OutboxError):
+    """The archived file {name!r} cannot be restored: {reason}."""
+
+    name: str
+    reason: str
 
 
 class WaitInTransaction(OutboxError):

@@ -190,3 +190,42 @@ class Snapshot(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} in {self.channel}: {self.emitted}"
+
+
+class ChannelRetention(models.Model):
+    """Up to which position messages of a channel were removed; replay begins behind it."""
+
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH, primary_key=True)
+    removed_to = models.BigIntegerField(_("removed up to position"))
+
+    class Meta:
+        db_table = "outbox_channel_retention"
+        verbose_name = _("channel retention")
+        verbose_name_plural = _("channel retentions")
+
+    def __str__(self) -> str:
+        return f"{self.channel} up to {self.removed_to}"
+
+
+class ArchivedSegment(models.Model):
+    """A file with messages that retention removed from a segment."""
+
+    name = models.TextField(_("file"))
+    storage = models.TextField(_("storage alias"))
+    lower = models.BigIntegerField(_("first position of the segment"))
+    upper = models.BigIntegerField(_("first position after the segment"))
+    messages = models.BigIntegerField(_("messages"))
+    first_position = models.BigIntegerField(_("first position"))
+    last_position = models.BigIntegerField(_("last position"))
+    checksum = models.TextField(_("SHA-256 of its lines"))
+    archived_at = models.DateTimeField(_("archived at"), db_default=ClockTimestamp())
+    restored_until = models.DateTimeField(_("restored, and kept until"), null=True)
+
+    class Meta:
+        db_table = "outbox_archived_segment"
+        verbose_name = _("archived segment")
+        verbose_name_plural = _("archived segments")
+        ordering = ["first_position"]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.first_position} to {self.last_position}"

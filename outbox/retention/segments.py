@@ -1,7 +1,7 @@
 """Segments: the partitions of the log, each a range of positions; create them ahead.
 
-A message whose segment is missing goes to the default segment, so that no publisher fails. What
-lies there cannot be moved to a segment of its own without holding up the log: create ahead.
+A message whose segment is missing goes to the default segment, so that no publisher fails;
+`maintenance` makes a segment of what lies there.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from django.db import OperationalError, connections, transaction
+from django.db import connections, transaction
 
 from .. import message_log
-from ..exceptions import LogIsBusy
 from ..sql import one_row, run_statement, scalar
+from . import log_lock
 
 DEFAULT_SIZE = 10_000_000
 """Positions in a segment, when there is no other whose size could be taken."""
-LOCK_SECONDS = 2
-"""How long publishers may be held up behind the lock that adding a segment takes."""
 
 Use = Literal["full", "current", "ahead", "default"]
 
@@ -60,19 +58,37 @@ def has_strays(using: str = "default") -> bool:
     return bool(scalar("has_strays", using))
 
 
-def create_ahead(count: int, using: str = "default") -> list[Segment]:
+def create_ahead(count: int, using: str = "default", size: int | None = None) -> list[Segment]:
     """Add segments until `count` are ahead of the head, and return the new ones.
 
-    Adding one locks the log for a moment; it is not waited for longer than `LOCK_SECONDS`.
-    Raises LogIsBusy.
+    `size`: positions in each; as in the last segment when left out. A table is made beside the
+    log and attached, which publishers do not wait for. Raises LogIsBusy.
     """
     present = list_segments(using)
     head = message_log.last_position(using)
-    lower, size = _after(present, head)
+    lower, last_size = _after(present, head)
+    size = size or last_size
     for number in range(count - count_ahead(present)):
         _create(lower + number * size, lower + (number + 1) * size, using)
     known = {each.name for each in present}
     return [each for each in list_segments(using) if each.name not in known]
+
+
+def name_of(lower: int) -> str:
+    """Return the table of the segment that begins at a position."""
+    return f"outbox_message_{lower}"
+
+
+def make_table(name: str, using: str) -> None:
+    """Make an empty table like a segment, not attached to the log."""
+    one_row("make_table", using, name=name)
+
+
+def prepare(name: str, lower: int, upper: int, using: str) -> None:
+    """Make a table that is not attached ready to be attached without a scan."""
+    one_row("promise_range", using, name=name, lower=lower, upper=upper)
+    one_row("validate_range", using, name=name)
+    one_row("guard_segment", using, name=name)
 
 
 def _after(present: list[Segment], head: int) -> tuple[int, int]:
@@ -84,12 +100,15 @@ def _after(present: list[Segment], head: int) -> tuple[int, int]:
 
 
 def _create(lower: int, upper: int, using: str) -> None:
-    try:
-        with transaction.atomic(using=using):
-            one_row("limit_lock_wait", using, timeout=f"{LOCK_SECONDS}s")
-            one_row("create_segment", using, lower=lower, upper=upper)
-    except OperationalError as error:
-        raise LogIsBusy(seconds=LOCK_SECONDS) from error
+    name = name_of(lower)
+    with transaction.atomic(using=using):
+        make_table(name, using)
+        prepare(name, lower, upper, using)
+
+    def attach() -> None:
+        one_row("attach_segment", using, name=name, lower=lower, upper=upper)
+
+    log_lock.run(attach, using, exclusive=False)
 
 
 def _use(lower: int | None, upper: int | None, head: int) -> Use:

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+from django.db import migrations, models
+
+import outbox.models
+
+
+def read(name: str) -> str:
+    return (Path(__file__).parent / "sql" / "v1" / name).read_text(encoding="utf-8")
+
+
+class Migration(migrations.Migration):
+    dependencies = [("outbox", "0001_initial")]
+
+    operations = [
+        migrations.CreateModel(
+            name="ArchivedSegment",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.TextField(verbose_name="file")),
+                ("storage", models.TextField(verbose_name="storage alias")),
+                ("lower", models.BigIntegerField(verbose_name="first position of the segment")),
+                (
+                    "upper",
+                    models.BigIntegerField(verbose_name="first position after the segment"),
+                ),
+                ("messages", models.BigIntegerField(verbose_name="messages")),
+                ("first_position", models.BigIntegerField(verbose_name="first position")),
+                ("last_position", models.BigIntegerField(verbose_name="last position")),
+                ("checksum", models.TextField(verbose_name="SHA-256 of its lines")),
+                (
+                    "archived_at",
+                    models.DateTimeField(
+                        db_default=outbox.models.ClockTimestamp(), verbose_name="archived at"
+                    ),
+                ),
+                (
+                    "restored_until",
+                    models.DateTimeField(null=True, verbose_name="restored, and kept until"),
+                ),
+            ],
+            options={
+                "verbose_name": "archived segment",
+                "verbose_name_plural": "archived segments",
+                "db_table": "outbox_archived_segment",
+                "ordering": ["first_position"],
+            },
+        ),
+        migrations.CreateModel(
+            name="ChannelRetention",
+            fields=[
+                (
+                    "channel",
+                    models.CharField(
+                        max_length=63, primary_key=True, serialize=False, verbose_name="channel"
+                    ),
+                ),
+                (
+                    "removed_to",
+                    models.BigIntegerField(verbose_name="removed up to position"),
+                ),
+            ],
+            options={
+                "verbose_name": "channel retention",
+                "verbose_name_plural": "channel retentions",
+                "db_table": "outbox_channel_retention",
+            },
+        ),
+        migrations.RunSQL(sql=read("retention.sql"), reverse_sql=read("retention_drop.sql")),
+    ]

@@ -1,0 +1,197 @@
+"""The archive: what retention removes, as files in a Django storage.
+
+One gzipped file of JSON lines per removal from a segment. It is read back and compared before
+anything is removed. `outbox_archived_segment` has a row per file, with its checksum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import gzip
+import hashlib
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import msgspec
+from django.core.files import File
+from django.core.files.storage import Storage, storages
+from django.db import connections
+from django.utils import timezone
+
+from ..exceptions import ArchiveBroken
+from ..models import ArchivedSegment
+from ..sql import run_statement, with_zones
+
+CHUNK = 2000
+"""Messages read from the log at a time."""
+
+
+class ArchivedMessage(msgspec.Struct):
+    """One line of a file: a message as it lay in the log."""
+
+    position: int
+    channel: str
+    key: str | None
+    type: str
+    payload: msgspec.Raw
+    headers: msgspec.Raw
+    created_at: datetime.datetime
+
+
+@dataclasses.dataclass(slots=True)
+class Digest:
+    """What a file is compared by: count, positions, and the checksum of its lines."""
+
+    messages: int = 0
+    first: int = 0
+    last: int = 0
+    sha256: Any = dataclasses.field(default_factory=hashlib.sha256)
+
+    def add(self, line: bytes, position: int) -> None:
+        """Count one line."""
+        self.messages += 1
+        self.first = self.first or position
+        self.last = position
+        self.sha256.update(line)
+
+    @property
+    def facts(self) -> tuple[int, int, int, str]:
+        """Return what two equal files have in common."""
+        return self.messages, self.first, self.last, self.sha256.hexdigest()
+
+
+_decode = msgspec.json.Decoder(ArchivedMessage).decode
+
+
+def read_rows(statement: str, using: str, **parameters: Any) -> Iterator[tuple[Any, ...]]:
+    """Give the rows of `read_segment` or `read_removable`, some at a time."""
+    after = parameters.pop("after")
+    while True:
+        with connections[using].cursor() as cursor:
+            run_statement(cursor, statement, {**parameters, "after": after, "most": CHUNK})
+            rows = cursor.fetchall()
+        for row in rows:
+            yield with_zones(row)
+        if len(rows) < CHUNK:
+            return
+        after = rows[-1][0]
+
+
+def write(
+    rows: Iterable[tuple[Any, ...]], *, lower: int, upper: int, alias: str, using: str
+) -> ArchivedSegment | None:
+    """Write messages to a file of a storage, read it back, and return its row; None without any.
+
+    Raises ArchiveBroken when the file does not hold what was written, and the storage's own
+    errors; then nothing is recorded.
+    """
+    storage = storages[alias]
+    with tempfile.TemporaryFile() as file:
+        digest = _write_lines(rows, file)
+        if not digest.messages:
+            return None
+        file.seek(0)
+        wanted = f"outbox/{lower:020d}-{upper - 1:020d}.ndjson.gz"
+        name = storage.save(wanted, File(file, name=wanted))
+    found = digest_of(storage, name)
+    if found.facts != digest.facts:
+        raise ArchiveBroken(name=name, reason="it does not hold what was written")
+    messages, first, last, checksum = digest.facts
+    return ArchivedSegment.objects.using(using).create(
+        name=name,
+        storage=alias,
+        lower=lower,
+        upper=upper,
+        messages=messages,
+        first_position=first,
+        last_position=last,
+        checksum=checksum,
+    )
+
+
+def messages_of(record: ArchivedSegment) -> Iterator[ArchivedMessage]:
+    """Give the messages of a file, in position order; raises ArchiveBroken at a change of it."""
+    digest = Digest()
+    for line, message in _lines(storages[record.storage], record.name):
+        digest.add(line, message.position)
+        yield message
+    if digest.facts[0] != record.messages or digest.facts[3] != record.checksum:
+        raise ArchiveBroken(name=record.name, reason="its checksum is another one")
+
+
+def verify(record: ArchivedSegment) -> None:
+    """Read a file to its end; raises ArchiveBroken when it was changed."""
+    for _ in messages_of(record):
+        pass
+
+
+def digest_of(storage: Storage, name: str) -> Digest:
+    """Read a file and return what it holds; raises ArchiveBroken."""
+    digest = Digest()
+    for line, message in _lines(storage, name):
+        digest.add(line, message.position)
+    return digest
+
+
+def line_of(row: tuple[Any, ...]) -> bytes:
+    """Return a message as one line of a file."""
+    position, channel, key, type_name, payload, headers, created_at = row
+    return (
+        msgspec.json.encode(
+            ArchivedMessage(
+                position,
+                channel,
+                key,
+                type_name,
+                msgspec.Raw(payload.encode()),
+                msgspec.Raw(headers.encode()),
+                created_at.astimezone(datetime.UTC),
+            )
+        )
+        + b"\n"
+    )
+
+
+def rewrite(record: ArchivedSegment, lines: Iterable[bytes], using: str) -> None:
+    """Put other lines in the place of a file's; the old file is deleted at the end."""
+    storage = storages[record.storage]
+    digest = Digest()
+    with tempfile.TemporaryFile() as file:
+        with gzip.GzipFile(fileobj=file, mode="wb") as packed:
+            for line in lines:
+                digest.add(line, _decode(line).position)
+                packed.write(line)
+        file.seek(0)
+        name = storage.save(record.name, File(file, name=record.name))
+    if digest_of(storage, name).facts != digest.facts:
+        raise ArchiveBroken(name=name, reason="it does not hold what was written")
+    old, record.name, record.checksum = record.name, name, digest.facts[3]
+    record.save(using=using, update_fields=["name", "checksum"])
+    storage.delete(old)
+
+
+def is_protected(record: ArchivedSegment) -> bool:
+    """Tell whether the restored messages of a file are still kept from removal."""
+    return record.restored_until is not None and record.restored_until > timezone.now()
+
+
+def _write_lines(rows: Iterable[tuple[Any, ...]], file: IO[bytes]) -> Digest:
+    digest = Digest()
+    with gzip.GzipFile(fileobj=file, mode="wb") as packed:
+        for row in rows:
+            line = line_of(row)
+            packed.write(line)
+            digest.add(line, row[0])
+    return digest
+
+
+def _lines(storage: Storage, name: str) -> Iterator[tuple[bytes, ArchivedMessage]]:
+    try:
+        with storage.open(name) as file, gzip.GzipFile(fileobj=file) as packed:
+            for line in packed:
+                yield line, _decode(line)
+    except (OSError, EOFError, zlib.error, msgspec.MsgspecError, ValueError) as error:
+        raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,105 @@
+"""Erasure: the payloads and headers of one key become tombstones; positions, types and key stay.
+
+The segments that hold the key are rewritten and swapped in, so that no table's file keeps the old
+values. Parked copies and archived files are rewritten too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import msgspec
+from django.db import connections
+
+from .. import message_log
+from ..models import ArchivedSegment, ParkedMessage
+from ..sql import one_row, run_statement, scalar
+from . import archive, log_lock, maintenance, segments
+from .maintenance import Removal
+from .segments import Segment
+
+ERASED_HEADERS = b'{"outbox.erased": true}'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """Where the values of a key lie."""
+
+    messages: int
+    parked: int
+    files: list[str]
+    """Names of archived files."""
+
+
+def find(channel: str, key: str, using: str) -> Found:
+    """Return where the values of a key lie; reads every archived file of the channel's time."""
+    parked = ParkedMessage.objects.using(using).filter(channel=channel, key=key)
+    return Found(
+        scalar("count_key", using, channel=channel, key=key),
+        parked.exclude(headers={"outbox.erased": True}).count(),
+        [record.name for record in _files(channel, key, using)],
+    )
+
+
+def erase(channel: str, key: str, using: str) -> None:
+    """Put tombstones in the place of a key's values, in the log, parked copies and archived files.
+
+    What is published for the key meanwhile is not erased. Raises LogIsBusy, ArchiveBroken.
+    """
+    if any(each.use != "full" for each in _segments(channel, key, using)):
+        maintenance.close_current(using)
+    for segment in _segments(channel, key, using):
+        _rewrite(segment, channel, key, using)
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "erase_parked", {"channel": channel, "key": key})
+        run_statement(cursor, "erase_errors", {"channel": channel, "key": key})
+        if not connections[using].in_atomic_block:
+            run_statement(cursor, "vacuum_parked")
+    for record in _files(channel, key, using):
+        archive.rewrite(record, _lines(record, channel, key), using)
+
+
+def _segments(channel: str, key: str, using: str) -> list[Segment]:
+    found = []
+    for segment in segments.list_segments(using):
+        if scalar("segment_has_key", using, lower=segment.lower, channel=channel, key=key):
+            found.append(segment)
+    return found
+
+
+def _rewrite(segment: Segment, channel: str, key: str, using: str) -> None:
+    horizon = message_log.horizon(using)
+    whole = Removal(segment, [], [], False, {}, horizon)
+    maintenance.rewrite(whole, using, channel, key)
+    log_lock.run(
+        lambda: one_row(
+            "swap_segment",
+            using,
+            name=f"{segment.name}_new",
+            lower=segment.lower,
+            upper=segment.upper,
+        ),
+        using,
+    )
+
+
+def _files(channel: str, key: str, using: str) -> list[ArchivedSegment]:
+    return [
+        record
+        for record in ArchivedSegment.objects.using(using).all()
+        if any(_is_one(message, channel, key) for message in archive.messages_of(record))
+    ]
+
+
+def _is_one(message: archive.ArchivedMessage, channel: str, key: str) -> bool:
+    is_erased = bytes(message.headers) == ERASED_HEADERS
+    return message.channel == channel and message.key == key and not is_erased
+
+
+def _lines(record: ArchivedSegment, channel: str, key: str) -> Iterator[bytes]:
+    for message in archive.messages_of(record):
+        if _is_one(message, channel, key):
+            message.payload = msgspec.Raw(b"null")
+            message.headers = msgspec.Raw(ERASED_HEADERS)
+        yield msgspec.json.encode(message) + b"\n"

@@ -1,0 +1,313 @@
+"""Maintenance: make segments ahead, empty the default one, remove what the rules allow.
+
+    closed segment -> nothing to remove | archived -> rewritten beside the log, swapped in | dropped
+
+One at a time per log. Each step is a transaction of its own, and each can be killed: what it left
+behind is found and done again by the next maintenance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+from django.db import ProgrammingError, connections
+
+from .. import message_log
+from ..conf import settings
+from ..exceptions import OutboxError, ReaderCameBack
+from ..models import ArchivedSegment
+from ..sql import one_row, run_statement, scalar
+from . import archive, log_lock, rules, segments
+from .readers import readers, slowest
+from .rules import Rules
+from .segments import Segment
+
+logger = logging.getLogger("outbox.retention")
+
+AHEAD = 2
+"""Segments to keep ahead of the head, empty."""
+MOST_SEGMENTS = 32
+"""Segments grow with the log, so that no more than about so many hold messages."""
+LEAST_REMOVABLE = 0.2
+"""Part of a segment's messages that must have gone before the rule "latest" rewrites it."""
+
+
+@dataclasses.dataclass(slots=True)
+class Done:
+    """What a maintenance did."""
+
+    created: list[str] = dataclasses.field(default_factory=list)
+    promoted: list[str] = dataclasses.field(default_factory=list)
+    """Segments that were made of what lay in the default one."""
+    compacted: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
+    archived: list[str] = dataclasses.field(default_factory=list)
+    """Names of files."""
+    held: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Channel -> the group that has not read what could go otherwise."""
+    is_busy: bool = False
+    """Whether another maintenance was at work, so that this one did nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Removal:
+    """What may go from a segment."""
+
+    segment: Segment
+    expired: list[str]
+    """Channels of which all goes."""
+    latest: list[str]
+    """Channels of which goes what has a newer message of its key."""
+    is_whole: bool
+    """Whether nothing stays."""
+    last_positions: dict[str, int]
+    """Of the expired channels: up to where they are removed."""
+    horizon: int
+
+
+def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) -> Done:
+    """Do what is due, and return what was done.
+
+    `ahead`: empty segments to keep ahead. `give_up`: seconds to wait for a moment in which no
+    transaction holds the log; see `log_lock`. Raises LogIsBusy, InvalidRule, ArchiveBroken.
+    """
+    done = Done()
+    with _alone(using) as is_alone:
+        if not is_alone:
+            done.is_busy = True
+            return done
+        promote_default(using, done, give_up)
+        size = _next_size(segments.list_segments(using))
+        done.created = [each.name for each in segments.create_ahead(ahead, using, size)]
+        chosen = rules.current()
+        if chosen.remove_something:
+            for removal in removals(using, chosen, done):
+                remove(removal, using, done, give_up)
+    return done
+
+
+def promote_default(using: str, done: Done, give_up: float | None = None) -> None:
+    """Make a segment of what lies in the default one; no row is copied.
+
+    The range is promised by a constraint that is validated while publishers go on. It reaches far
+    beyond the head, so that no publisher meets its end before the segment is attached.
+    """
+    lowest, highest = one_row("bounds_of_default", using) or (None, None)
+    promised = one_row("see_promise", using)
+    if lowest is None:
+        if promised is not None:
+            log_lock.run(lambda: _drop_promise(using), using, exclusive=False, give_up=give_up)
+        return
+    lower, upper = _range_of_default(lowest, highest, using)
+    name = "outbox_message_default"
+    if promised is None or promised[:2] != (lower, upper):
+
+        def promise() -> None:
+            one_row("promise_range", using, name=name, lower=lower, upper=upper)
+
+        log_lock.run(promise, using, exclusive=False, give_up=give_up)
+    one_row("validate_range", using, name=name)
+    fresh = "outbox_message_fresh"
+    segments.make_table(fresh, using)
+    one_row("guard_segment", using, name=fresh)
+    log_lock.run(
+        lambda: one_row("promote_default", using, lower=lower, upper=upper, name=fresh),
+        using,
+        give_up=give_up,
+    )
+    logger.info("the default segment became the segment of positions %d to %d", lower, upper - 1)
+    done.promoted.append(segments.name_of(lower))
+
+
+def removals(using: str, chosen: Rules, done: Done) -> Iterator[Removal]:
+    """Give what may go, a closed segment at a time, the oldest first."""
+    horizon = message_log.horizon(using)
+    now = scalar("read_clock", using)
+    lowest = slowest(readers(using))
+    protected = {
+        each.lower
+        for each in ArchivedSegment.objects.using(using).all()
+        if archive.is_protected(each)
+    }
+    for segment in segments.list_segments(using):
+        is_closed = segment.upper is not None and segment.upper - 1 <= horizon
+        if not is_closed or segment.lower is None or segment.lower in protected:
+            continue
+        with connections[using].cursor() as cursor:
+            run_statement(cursor, "segment_channels", {"lower": segment.lower})
+            channels = cursor.fetchall()
+        expired: list[str] = []
+        latest: list[str] = []
+        for channel, _, last, last_at in channels:
+            rule = chosen.of(channel)
+            if rule.kind == "forever":
+                continue
+            reader = lowest.get(channel)
+            is_due = rule.kind == "latest" or now - last_at > (rule.age or now - last_at)
+            if is_due and reader is not None and reader.position < last:
+                done.held[channel] = reader.group
+            elif is_due:
+                (latest if rule.kind == "latest" else expired).append(channel)
+        is_whole = len(expired) == len(channels)
+        if expired or is_whole or _is_worth_it(segment, latest, horizon, using):
+            last_of = {channel: last for channel, _, last, _ in channels if channel in expired}
+            yield Removal(segment, expired, latest, is_whole, last_of, horizon)
+
+
+def remove(removal: Removal, using: str, done: Done, give_up: float | None = None) -> None:
+    """Archive what goes, if the project says so, then rewrite or drop the segment."""
+    segment = removal.segment
+    assert segment.lower is not None and segment.upper is not None
+    if alias := settings().archive:
+        rows = archive.read_rows(
+            "read_removable",
+            using,
+            after=segment.lower - 1,
+            upper=segment.upper,
+            expired=removal.expired,
+            latest=removal.latest,
+            horizon=removal.horizon,
+        )
+        record = archive.write(
+            rows, lower=segment.lower, upper=segment.upper, alias=alias, using=using
+        )
+        if record is not None:
+            done.archived.append(record.name)
+    kept = 0 if removal.is_whole else rewrite(removal, using)
+
+    def finish() -> None:
+        _check_readers(removal, using)
+        if kept:
+            one_row(
+                "swap_segment",
+                using,
+                name=f"{segment.name}_new",
+                lower=segment.lower,
+                upper=segment.upper,
+            )
+        else:
+            one_row("drop_segment", using, lower=segment.lower)
+        with connections[using].cursor() as cursor:
+            for channel, position in removal.last_positions.items():
+                parameters = {"channel": channel, "position": position}
+                run_statement(cursor, "note_removed", parameters)
+
+    try:
+        log_lock.run(finish, using, give_up=give_up)
+    except ReaderCameBack as error:
+        logger.warning("segment %s stays: %s", segment.name, error)
+        return
+    logger.info("segment %s was %s", segment.name, f"rewritten, {kept} kept" if kept else "dropped")
+    (done.compacted if kept else done.dropped).append(segment.name)
+
+
+def rewrite(removal: Removal, using: str, channel: str = "", key: str | None = None) -> int:
+    """Copy what a segment keeps into a table beside it; return how many messages that are.
+
+    `channel`, `key`: the key whose messages become tombstones, None for no key.
+    """
+    segment = removal.segment
+    assert segment.lower is not None and segment.upper is not None
+    name = f"{segment.name}_new"
+    segments.make_table(name, using)
+    kept = scalar(
+        "copy_segment",
+        using,
+        lower=segment.lower,
+        name=name,
+        expired=removal.expired,
+        latest=removal.latest,
+        horizon=removal.horizon,
+        erased_channel=channel,
+        erased_key=key,
+    )
+    segments.prepare(name, segment.lower, segment.upper, using)
+    return int(kept)
+
+
+def _check_readers(removal: Removal, using: str) -> None:
+    """Look again under the log's lock, where no batch and no reset is under way."""
+    lowest = slowest(readers(using))
+    for channel, last in removal.last_positions.items():
+        reader = lowest.get(channel)
+        if reader is not None and reader.position < last:
+            raise ReaderCameBack(group=reader.group, channel=channel, position=reader.position)
+
+
+def close_current(using: str, give_up: float | None = None) -> None:
+    """Close the segment that the next position belongs to: the next one is drawn behind it.
+
+    The positions in between stay unused. Then every message lies in a closed segment, which can be
+    rewritten. Raises LogIsBusy.
+    """
+    done = Done()
+    promote_default(using, done, give_up)
+    segments.create_ahead(1, using)
+
+    def close() -> None:
+        for each in segments.list_segments(using):
+            if each.use == "current" and each.upper is not None:
+                one_row("advance_sequence", using, position=each.upper - 1)
+
+    log_lock.run(close, using, give_up=give_up)
+
+
+def _is_worth_it(segment: Segment, latest: list[str], horizon: int, using: str) -> bool:
+    if not latest:
+        return False
+    counted = one_row(
+        "count_removable",
+        using,
+        lower=segment.lower,
+        upper=segment.upper,
+        latest=latest,
+        horizon=horizon,
+    )
+    total, removable = counted or (0, 0)
+    return bool(removable and removable >= LEAST_REMOVABLE * total)
+
+
+def _range_of_default(lowest: int, highest: int, using: str) -> tuple[int, int]:
+    """Return the gap between segments in which the rows of the default segment lie."""
+    present = segments.list_segments(using)
+    below = [each.upper for each in present if each.upper is not None and each.upper <= lowest]
+    above = [each.lower for each in present if each.lower is not None and each.lower > lowest]
+    lower = max(below, default=1)
+    if above:
+        if min(above) <= highest:
+            raise OutboxError(
+                f"The default segment holds messages from {lowest} to {highest}, on both sides of "
+                f"the segment at {min(above)}: move them by hand."
+            )
+        return lower, min(above)
+    size = _next_size(present)
+    head = message_log.last_position(using)
+    return lower, (head // size + 3) * size
+
+
+def _next_size(present: list[Segment]) -> int:
+    """Return how many positions the next segment has: more, the more segments hold messages."""
+    bounds = [(s.lower, s.upper) for s in present if s.lower is not None and s.upper is not None]
+    lower, upper = bounds[-1] if bounds else (0, segments.DEFAULT_SIZE)
+    size = upper - (lower if lower > 1 else 0)
+    in_use = sum(each.use in ("full", "current") for each in present)
+    return size * 2 if in_use > MOST_SEGMENTS else size
+
+
+def _drop_promise(using: str) -> None:
+    one_row("drop_promise", using, name="outbox_message_default")
+
+
+@contextlib.contextmanager
+def _alone(using: str) -> Iterator[bool]:
+    """Hold the lock of maintenance for this session, if it is free."""
+    is_alone = bool(scalar("try_maintenance_lock", using))
+    try:
+        yield is_alone
+    finally:
+        if is_alone:
+            with contextlib.suppress(ProgrammingError):
+                scalar("release_maintenance_lock", using)
