@@ -16,6 +16,7 @@ class OutboxConfig(AppConfig):
     def ready(self) -> None:
         """Register the checks; import `events` and `consumers` of the installed apps."""
         from . import checks  # noqa: F401
+        from .retention import rules  # noqa: F401
 
         autodiscover_modules("events")
         autodiscover_modules("consumers")

@@ -26,6 +26,8 @@ from .exceptions import (
 
 CHANNEL_LENGTH = 63
 VERSION_HEADER = "version"
+ERASED_HEADERS = '{"outbox.erased": true}'
+"""The headers of a message that was erased, as PostgreSQL writes them."""
 _VERSION_MARK = f'"{VERSION_HEADER}"'
 
 EventType = type[Any]
@@ -159,6 +161,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return cast(dict[str, Any], msgspec.json.decode(self.raw_headers))
 
     @property
+    def erased(self) -> bool:
+        """Whether `outbox erase` removed the payload and headers; the handler's event is None."""
+        return self.raw_headers == ERASED_HEADERS
+
+    @property
     def created_at(self) -> datetime.datetime:
         """When the message was published, by the database's clock."""
         return datetime.datetime.fromisoformat(self.raw_created_at)
@@ -205,6 +212,8 @@ def sources(event_type: type[Any]) -> list[tuple[str, str]]:
 def decode(message: Message, event_type: type[Any]) -> Any:
     """Return the event of a stored message; `event_type`: an Event class, or a `Change[…]`.
 
+    None for a message that was erased.
+
     Raises UndecodableMessage when the payload does not fit `event_type` any more, or has a
     newer version than the class knows.
     """
@@ -216,6 +225,8 @@ def decode(message: Message, event_type: type[Any]) -> Any:
             return _decode_version(message, event_type, contract)
         return contract.decoder.decode(message.raw_payload)
     except (msgspec.MsgspecError, ValueError, LookupError, TypeError) as error:
+        if message.erased:
+            return None
         raise UndecodableMessage(
             position=message.position,
             type=message.type,

@@ -163,7 +163,7 @@ def read_file(path: Path | str) -> list[Place]:
 
 
 def _plan(row: CursorRow, wanted: int, scenario: Scenario, using: str) -> Move:
-    new = scenario.clamp(wanted)
+    new = scenario.clamp(wanted, row.channel)
     count = scalar(
         "count_between",
         using,

@@ -10,11 +10,13 @@ import datetime
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from django.db import connections
+
 from .. import message_log
 from ..consuming.cursor_rows import CursorRow, known_group, see
 from ..exceptions import InvalidReset
 from ..groups import ConsumerGroup
-from ..sql import one_row, scalar
+from ..sql import one_row, run_statement, scalar
 
 CLOCK_SKEW = datetime.timedelta(seconds=10)
 """How far times of publication may be out of order with positions, for a reset to a time."""
@@ -39,6 +41,9 @@ class Scenario:
         self.latest = message_log.horizon(using)
         first = one_row("first_message", using, position=0)
         self.earliest = min(first[0] - 1, self.latest) if first else self.latest
+        with connections[using].cursor() as cursor:
+            run_statement(cursor, "removed_to")
+            self.removed_to: dict[str, int] = dict(cursor.fetchall())
 
     def choose(self, **ways: Any) -> Target:
         """Return the target of the one way that is not None; raises InvalidReset."""
@@ -52,9 +57,10 @@ class Scenario:
         target: Target = getattr(self, f"_{way}")(value)
         return target
 
-    def clamp(self, position: int) -> int:
-        """Return the nearest position that the log allows."""
-        return max(self.earliest, min(position, self.latest))
+    def clamp(self, position: int, channel: str) -> int:
+        """Return the nearest position from which the log still has all of a channel."""
+        earliest = max(self.earliest, self.removed_to.get(channel, 0))
+        return max(min(position, self.latest), min(earliest, self.latest))
 
     def position_before(self, time: datetime.datetime) -> int:
         """Return the position before the first message published at a time or later.

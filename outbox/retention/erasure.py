@@ -13,13 +13,12 @@ import msgspec
 from django.db import connections
 
 from .. import message_log
+from ..events import ERASED_HEADERS
 from ..models import ArchivedSegment, ParkedMessage
 from ..sql import one_row, run_statement, scalar
 from . import archive, log_lock, maintenance, segments
 from .maintenance import Removal
 from .segments import Segment
-
-ERASED_HEADERS = b'{"outbox.erased": true}'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def _files(channel: str, key: str, using: str) -> list[ArchivedSegment]:
 
 
 def _is_one(message: archive.ArchivedMessage, channel: str, key: str) -> bool:
-    is_erased = bytes(message.headers) == ERASED_HEADERS
+    is_erased = bytes(message.headers).decode() == ERASED_HEADERS
     return message.channel == channel and message.key == key and not is_erased
 
 
@@ -101,5 +100,5 @@ def _lines(record: ArchivedSegment, channel: str, key: str) -> Iterator[bytes]:
     for message in archive.messages_of(record):
         if _is_one(message, channel, key):
             message.payload = msgspec.Raw(b"null")
-            message.headers = msgspec.Raw(ERASED_HEADERS)
+            message.headers = msgspec.Raw(ERASED_HEADERS.encode())
         yield msgspec.json.encode(message) + b"\n"

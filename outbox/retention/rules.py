@@ -8,9 +8,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from django.apps import AppConfig
+from django.core import checks
+
+from ..conf import settings
 from ..exceptions import InvalidRule
 
 UNITS = {
@@ -101,9 +105,19 @@ def parse_rules(keep: Any, channels: Any) -> Rules:
 
 def current() -> Rules:
     """Return the rules of the project's settings; raises InvalidRule."""
-    from ..conf import settings
-
     return parse_rules(settings().keep, settings().channels)
+
+
+@checks.register("outbox")
+def check_rules(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """E020: a retention rule that cannot be understood."""
+    try:
+        current()
+    except InvalidRule as error:
+        return [checks.Error(str(error), id="outbox.E020")]
+    return []
 
 
 def _text(age: datetime.timedelta) -> str:

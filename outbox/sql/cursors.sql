@@ -10,8 +10,13 @@ INSERT INTO outbox_cursor
     ("group", channel, slot_from, slot_to, position, base_position, seen_position)
 SELECT
     %(group)s::text, %(channel)s::text, slots.first, slots.last,
-    %(position)s, %(position)s, %(position)s
+    begin.at, begin.at, begin.at
 FROM unnest(%(slots_from)s::smallint[], %(slots_to)s::smallint[]) AS slots (first, last)
+CROSS JOIN LATERAL (
+    SELECT GREATEST(%(position)s, (
+        SELECT removed_to FROM outbox_channel_retention WHERE channel = %(channel)s
+    )) AS at
+) AS begin
 WHERE NOT EXISTS (
     SELECT FROM outbox_cursor WHERE "group" = %(group)s AND channel = %(channel)s
 )

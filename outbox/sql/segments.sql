@@ -229,3 +229,12 @@ UPDATE outbox_channel_retention AS r
 SET removed_to = %(lower)s - 1
 WHERE r.removed_to < %(upper)s
   AND r.removed_to >= %(lower)s
+
+-- name: age_of_log
+-- One row by the primary key: seconds since the first message that the log still has.
+SELECT COALESCE((
+    SELECT GREATEST(extract(epoch FROM clock_timestamp() - created_at), 1)
+    FROM outbox_message
+    ORDER BY position
+    LIMIT 1
+), 0)::float8

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
+from django.core.files.storage import storages
+from django.core.management import call_command
 from django.db import DatabaseError, connection
 
 import outbox
-from outbox.models import ArchivedSegment, ChannelRetention, Message
-from outbox.retention import erasure, maintenance, restore, segments
+from outbox.consuming import cursors
+from outbox.models import ArchivedSegment, ChannelRetention, Message, OperatorAction
+from outbox.operations import replay
+from outbox.retention import erasure, maintenance, restore, rules, segments
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SIZE = 100
@@ -47,6 +52,7 @@ def small_log(settings, tmp_path):
     segments._create(1, segments.DEFAULT_SIZE, "default")
     ChannelRetention.objects.all().delete()
     ArchivedSegment.objects.all().delete()
+    OperatorAction.objects.all().delete()
 
 
 def publish(count, channel="goods", key=None, days=0):
@@ -153,24 +159,91 @@ def test_nothing_unread_is_removed(small_log, settings):
     """A group with a cursor holds retention back, and is named."""
     settings.OUTBOX = {"KEEP": "1 day"}
     publish(250, days=2)
-    with outbox.testing.isolated_groups() if hasattr(outbox, "testing") else _nothing():
-        run(
-            'INSERT INTO outbox_cursor ("group", channel, slot_from, slot_to, position, '
-            "base_position, seen_position) VALUES ('slow', 'goods', 0, 32767, 120, 0, 120)"
-        )
+    run(
+        'INSERT INTO outbox_cursor ("group", channel, slot_from, slot_to, position, '
+        "base_position, seen_position) VALUES ('slow', 'goods', 0, 32767, 120, 0, 120)"
+    )
 
-        done = maintenance.maintain("default")
+    done = maintenance.maintain("default")
 
-        assert done.dropped == ["outbox_message_1"]
-        assert done.held == {"goods": "slow"}
+    assert done.dropped == ["outbox_message_1"]
+    assert done.held == {"goods": "slow"}
 
 
-class _nothing:
-    def __enter__(self):
-        return None
+def test_a_reset_is_clamped_to_what_the_channel_still_has(small_log, settings):
+    """A reset to before what was removed goes to the first position from which all is there."""
+    settings.OUTBOX = {"KEEP": "1 day"}
+    publish(50, "ledgers")
+    publish(200, days=2)
+    settings.OUTBOX = {"CHANNELS": {"goods": {"keep": "1 day"}}}
+    maintenance.maintain("default")
+    run(
+        'INSERT INTO outbox_cursor ("group", channel, slot_from, slot_to, position, '
+        "base_position, seen_position) VALUES ('late', 'goods', 0, 32767, 240, 0, 240)"
+    )
 
-    def __exit__(self, *_):
-        return None
+    (move,) = replay.reset("late", position=0)
+
+    assert (move.new, move.clamped) == (199, True)
+
+
+def test_a_new_group_begins_behind_what_was_removed(small_log, settings):
+    """Its first position is one from which the channel has lost nothing."""
+    settings.OUTBOX = {"KEEP": "1 day"}
+    publish(250, days=2)
+    maintenance.maintain("default")
+    group = outbox.ConsumerGroup.__new__(outbox.ConsumerGroup)
+    group.name, group.channels, group.start, group.parallelism = "new", ("goods",), "earliest", 1
+
+    cursors.register([group], "default")
+
+    assert run("SELECT position FROM outbox_cursor") == [(199,)]
+
+
+@pytest.mark.parametrize("rule", ["90", "ninety days", "latest 0 days", 7, None, "forever!"])
+def test_a_rule_that_is_none_is_refused(settings, rule):
+    """The system check names the setting, the value and what a rule looks like."""
+    settings.OUTBOX = {"CHANNELS": {"goods": {"keep": rule}}}
+
+    (found,) = rules.check_rules(None)
+
+    assert 'OUTBOX["CHANNELS"][\'goods\']["keep"]' in found.msg
+    assert "90 days" in found.msg
+
+
+def test_segments_tells_rules_and_growth(small_log, settings, capsys):
+    """The verb maintains, lists, and says when a disk allowance is used up."""
+    settings.OUTBOX = {"KEEP": "1 day"}
+    publish(150, days=2)
+
+    call_command("outbox", "segments", "--maintain", "--budget", "50GB")
+
+    out, err = capsys.readouterr()
+    assert "outbox_message_100" in out
+    assert "outbox_message_1 " not in out
+    assert "dropped: outbox_message_1" in err
+    assert "the budget lasts" in err
+
+
+def test_erase_and_restore_are_dry_runs_without_execute(small_log, settings, capsys):
+    """The commands tell what they would do; with --execute they do it and record it."""
+    settings.OUTBOX = {"KEEP": "1 day", "ARCHIVE": "cold"}
+    publish(150, days=2)
+    maintenance.maintain("default")
+    erase = ["outbox", "erase", "--channel", "goods", "--key", "key-2", "--reason", "asked"]
+
+    call_command(*erase)
+    call_command("outbox", "restore")
+
+    assert "10 messages, 0 parked copies, 1 archived files" in capsys.readouterr().out
+    assert not OperatorAction.objects.exists()
+    call_command(*erase, "--execute")
+    call_command("outbox", "restore", "--execute")
+    assert list(OperatorAction.objects.values_list("action", flat=True)) == ["restore", "erase"]
+    assert Message.objects.filter(position__lt=100).count() == 99
+    assert {m.payload for m in Message.objects.filter(key="key-2")} == {None}
+    call_command("outbox", "erase", "--channel", "goods", "--key", "nobody", "--reason", "asked")
+    assert "Nothing to erase." in capsys.readouterr().err
 
 
 def test_a_transaction_that_stays_open_is_named(small_log, settings, connect):
@@ -261,9 +334,5 @@ def test_erased_values_are_gone_from_log_and_archive(small_log, settings):
 
 
 def _lines(record):
-    import gzip
-
-    from django.core.files.storage import storages
-
     with storages[record.storage].open(record.name) as file:
         return gzip.decompress(file.read()).splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .audit import Audit
 from .doctor import Doctor
+from .erasures import Erase, Restore
 from .pauses import Pause, Resume
 from .redrives import Discard, Parked, Redrive
 from .replay import Reset, Skip
@@ -30,6 +31,8 @@ VERBS: list[type[Verb]] = [
     Redrive,
     Discard,
     Segments,
+    Restore,
+    Erase,
     TakeSnapshot,
 ]
 """In the order of the help."""

@@ -192,7 +192,7 @@ DECLARE
 BEGIN
     EXECUTE format(
         'INSERT INTO %I (position, created_at, channel, key, type, payload, headers) '
-        'SELECT position, created_at, channel, key, type, payload, headers '
+        'SELECT position, created_at, channel, key, type, COALESCE(payload, ''null''), headers '
         'FROM json_to_recordset($1) AS line (position bigint, created_at timestamptz, '
         '    channel text, key text, type text, payload jsonb, headers jsonb)',
         into_table
