@@ -24,6 +24,7 @@ from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
 from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
+from .retention import maintenance
 from .sql import run_statement
 
 logger = logging.getLogger("outbox.worker")
@@ -57,6 +58,7 @@ class Worker:
         self.wakeups = wakeups or Wakeups(self.groups, using)
         self.count_own_floor = count_own_floor
         self.each_turn = each_turn or (lambda: None)
+        self._maintenance = maintenance.InPassing(using)
         self.handled = 0
         """Messages moved past since this worker began."""
         self.horizon = 0
@@ -117,6 +119,7 @@ class Worker:
                 if not is_known:
                     self._introduce()
                     is_known = True
+                self._maintenance.turn()
                 if self.run_once() is None:
                     self.wakeups.wait(self.horizon)
                 else:

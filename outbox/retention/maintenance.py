@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import random
+import time
 from collections.abc import Iterator
 
 from django.db import ProgrammingError, connections
@@ -33,6 +35,12 @@ MOST_SEGMENTS = 32
 """Segments grow with the log, so that no more than about so many hold messages."""
 LEAST_REMOVABLE = 0.2
 """Part of a segment's messages that must have gone before the rule "latest" rewrites it."""
+
+
+SECONDS_BETWEEN = 60.0
+"""Between two maintenances of one worker, at most."""
+GIVE_UP_IN_PASSING = 2.0
+"""Seconds for which a worker waits for the log's lock."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,6 +95,31 @@ def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) ->
             for removal in removals(using, chosen, done):
                 remove(removal, using, done, give_up)
     return done
+
+
+class InPassing:
+    """Maintenance by workers: now and then, between two batches."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self._due_at = time.monotonic() + random.uniform(0.5, 1) * SECONDS_BETWEEN
+
+    def turn(self) -> None:
+        """Maintain the log if that is due; what goes wrong is logged, and tried again later."""
+        if time.monotonic() < self._due_at:
+            return
+        self._due_at = time.monotonic() + random.uniform(0.5, 1) * SECONDS_BETWEEN
+        try:
+            maintain(self.using, give_up=GIVE_UP_IN_PASSING)
+        except (OutboxError, OSError) as error:
+            logger.warning("maintenance of the log failed: %s", error)
+        except ProgrammingError as error:
+            logger.warning(
+                "maintenance of the log needs the role that owns it (%s): run "
+                "`manage.py outbox segments --maintain` as that role",
+                str(error).strip(),
+            )
+            self._due_at = float("inf")
 
 
 def promote_default(using: str, done: Done, give_up: float | None = None) -> None:
