@@ -6,12 +6,13 @@ its channels, whatever other groups do.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from . import events
@@ -235,6 +236,24 @@ def get(name: str) -> ConsumerGroup:
 def all_groups() -> list[ConsumerGroup]:
     """Return every declared group, by name."""
     return [_registry[name] for name in sorted(_registry)]
+
+
+@contextlib.contextmanager
+def isolated(*, empty: bool) -> Iterator[None]:
+    """Undo at the end of the block what it declares; see `outbox.testing.isolated_groups`."""
+    groups, pairs = dict(_registry), list(_duplicates)
+    routes = {group: dict(group._routes) for group in groups.values()}
+    if empty:
+        _registry.clear()
+        _duplicates.clear()
+    try:
+        yield
+    finally:
+        _registry.clear()
+        _registry.update(groups)
+        _duplicates[:] = pairs
+        for group, before in routes.items():
+            group._routes = before
 
 
 def duplicates() -> list[tuple[ConsumerGroup, ConsumerGroup]]:

@@ -1,7 +1,8 @@
-"""A pytest plugin with one fixture, found by pytest through the package's entry point."""
+"""A pytest plugin with two fixtures, found by pytest through the package's entry point."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,3 +19,12 @@ def outbox_published(db: None) -> Published:
     messages = published()
     messages.restart()
     return messages
+
+
+@pytest.fixture
+def outbox_isolated_groups() -> Iterator[None]:
+    """Forget after the test the consumer groups and handlers that it declared."""
+    from .testing import isolated_groups
+
+    with isolated_groups():
+        yield

@@ -1,10 +1,12 @@
 """Tools for the tests of projects that use the outbox; they work inside plain `TestCase`.
 
-`drain` lets groups handle what is pending; `published` says what was published.
+`drain` lets groups handle what is pending; `published` says what was published;
+`isolated_groups` forgets the groups that a test declares.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, overload
@@ -34,6 +36,15 @@ def published(using: str = "default") -> Published:
     As a context manager, `with published() as messages:`, only what the block published.
     """
     return Published(using)
+
+
+def isolated_groups(*, empty: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Forget at the end of the block the groups and handlers that were declared in it.
+
+    `empty`: whether the block begins without any group, so that `drain()` lets only those
+    handle messages that the block declares.
+    """
+    return groups.isolated(empty=empty)
 
 
 class Published(Sequence[StoredMessage]):

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from outbox.embedded import database_from_url
-from tests.server import database_url
+from tests.support.server import database_url
 
 SECRET_KEY = "the tests have no secrets"
 USE_TZ = True

@@ -7,8 +7,8 @@ from django.db import transaction
 
 import outbox
 from outbox.operations import pauses
-from tests.failing import publish, script  # noqa: F401
-from tests.support import run_code
+from tests.support.processes import run_code
+from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,7 +30,7 @@ def visit(*paths):
     return [tuple(found) for found in json.loads(done.stdout).values()]
 
 
-def test_each_table_has_a_list_and_a_page_per_row(script):  # noqa: F811
+def test_each_table_has_a_list_and_a_page_per_row(script):
     """Messages, cursors, parked messages and operators' actions, found by key and position."""
     made = script(retry=outbox.Retry(max_attempts=1))
     made.faults = {"bad": ValueError("not now")}

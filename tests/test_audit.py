@@ -12,20 +12,14 @@ from outbox.models import Message
 from outbox.operations import redrives, replay, scaling
 from outbox.operations.audit import audit
 from outbox.testing import drain
-from tests import failing
-from tests.contracts.harness import Background, Gate, worker
-from tests.failing import script  # noqa: F401
-from tests.shop.events import OrderPlaced
-from tests.support import wait_until
+from tests.support import failing
+from tests.support.harness import Background, Gate, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MESSAGES = int(os.environ.get("OUTBOX_TEST_AUDIT", "20000"))
-
-
-def publish(count, note=""):
-    with transaction.atomic():
-        return outbox.publish_many(OrderPlaced(order_id=n, note=note) for n in range(count))
 
 
 def account(group="billing", channel="orders"):
@@ -40,7 +34,7 @@ def run(statement, *parameters):
 
 def test_a_healthy_run_passes():
     """The messages moved past are as many as those processed."""
-    publish(30)
+    publish_orders(30)
     drain("billing")
 
     assert audit("billing").passed
@@ -49,7 +43,7 @@ def test_a_healthy_run_passes():
 
 def test_messages_not_reached_yet_are_no_difference():
     """The audit holds in the middle of a backlog."""
-    publish(30)
+    publish_orders(30)
     worker("billing", batch_size=7).run_once()
 
     assert audit("billing").passed
@@ -58,7 +52,7 @@ def test_messages_not_reached_yet_are_no_difference():
 
 def test_a_planted_skip_is_found():
     """A cursor that was moved on by hand passed three messages over."""
-    positions = publish(10)
+    positions = publish_orders(10)
     worker("billing", batch_size=4).run_once()
     run('UPDATE outbox_cursor SET position = %s WHERE "group" = %s', positions[6], "billing")
     drain("billing")
@@ -70,7 +64,7 @@ def test_a_planted_skip_is_found():
 
 def test_a_planted_double_is_found():
     """A cursor that was moved back by hand let two messages be handled twice."""
-    positions = publish(10)
+    positions = publish_orders(10)
     drain("billing")
     run('UPDATE outbox_cursor SET position = %s WHERE "group" = %s', positions[7], "billing")
     drain("billing")
@@ -80,7 +74,7 @@ def test_a_planted_double_is_found():
 
 
 @pytest.fixture
-def parked(script):  # noqa: F811
+def parked(script):
     """A group that has parked the messages of two of its eight keys: two failed, two are behind
     them; one message has no handler."""
     made = script("audited", retry=outbox.Retry(max_attempts=1), parallelism=2)
@@ -143,7 +137,7 @@ def test_splits_and_merges_keep_the_account(parked):
 
 def test_slots_without_cursor_are_found():
     """Messages of these slots would never be handled; no counter shows that."""
-    publish(50)
+    publish_orders(50)
     drain("crew")
     run("DELETE FROM outbox_cursor WHERE \"group\" = 'crew' AND slot_from = 8192")
     run("UPDATE outbox_cursor SET slot_to = 30000 WHERE slot_to = 32767")
@@ -154,7 +148,7 @@ def test_slots_without_cursor_are_found():
 
 def test_slots_with_two_cursors_are_found():
     """Messages of these slots would be handled twice."""
-    publish(5)
+    publish_orders(5)
     drain("crew")
     run("UPDATE outbox_cursor SET slot_from = 8000 WHERE slot_from = 8192")
 
@@ -165,8 +159,8 @@ def test_the_audit_holds_while_a_worker_is_at_it(connect):
     """Cursors, parked messages and log are read in one snapshot, so a batch in hand changes
     nothing."""
     gate = Gate(connect(), "billing")
-    publish(3)
-    publish(1, "gate")
+    publish_orders(3)
+    publish_orders(1, "gate")
     working = Background(worker("billing").run_once)
     wait_until(gate.waiting)
     during = audit("billing")

@@ -13,9 +13,10 @@ from django.test import override_settings
 
 import outbox
 from outbox import checks as outbox_checks
-from outbox import events, groups
+from outbox import events
 from outbox.conf import Settings
-from tests.project import Project
+from outbox.testing import isolated_groups
+from tests.support.project import Project
 
 ROUTER = """
 class Router:
@@ -114,16 +115,18 @@ def test_good_values_pass(given):
     assert check_settings(given) == {}
 
 
-def test_two_groups_of_one_name_are_an_error(monkeypatch):
+def test_two_groups_of_one_name_are_an_error():
     """E004 names both with their channels and places."""
-    monkeypatch.setattr(groups, "_registry", {})
-    monkeypatch.setattr(groups, "_duplicates", [])
-    exec("outbox.ConsumerGroup('same', ['orders'])", {"outbox": outbox, "__name__": "a.consumers"})
-    exec(
-        "\noutbox.ConsumerGroup('same', ['payments'])",
-        {"outbox": outbox, "__name__": "b.consumers"},
-    )
-    found = run_checks()
+    with isolated_groups(empty=True):
+        exec(
+            "outbox.ConsumerGroup('same', ['orders'])",
+            {"outbox": outbox, "__name__": "a.consumers"},
+        )
+        exec(
+            "\noutbox.ConsumerGroup('same', ['payments'])",
+            {"outbox": outbox, "__name__": "b.consumers"},
+        )
+        found = run_checks()
 
     assert found["outbox.E004"].msg == (
         "Two consumer groups are named 'same': one of orders in a.consumers:1 and one of payments in "

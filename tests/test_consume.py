@@ -8,32 +8,23 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection
 
-import outbox
 from outbox import groups
 from outbox.consuming import in_flight
 from outbox.consuming.in_flight import InHand
 from outbox.models import Cursor, ParkedMessage
 from outbox.processes import heartbeat
 from outbox.worker import Worker
-from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
-from tests.contracts.harness import execute, handled, stored, worker
-from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect
-from tests.support import ROOT, manage, start_process, wait_until
+from tests.support.harness import execute, handled, stored, worker
+from tests.support.processes import ROOT, manage, start_process, wait_until
+from tests.support.publishing import publish_orders
 from tests.test_supervisor import is_at_work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 DEBUG_SETTINGS = "from tests.settings import *\nDEBUG = True\n"
-
-
-def publish(count, note=""):
-    with transaction.atomic():
-        return outbox.publish_many(
-            [OrderPlaced(order_id=number, note=note) for number in range(count)]
-        )
 
 
 def end(process, number=signal.SIGTERM, timeout=30):
@@ -77,7 +68,7 @@ def test_processes_and_reload_are_for_the_command_line():
 
 def test_a_drain_handles_what_is_pending():
     """`--drain` ends when nothing is left, with exit code 0 and the number of messages."""
-    publish(30)
+    publish_orders(30)
     drained = manage("consume", "billing", "shipping", "--drain")
 
     assert drained.returncode == 0
@@ -85,10 +76,10 @@ def test_a_drain_handles_what_is_pending():
     assert handled("billing") == handled("shipping") == stored()
 
 
-def test_sigterm_lets_the_batch_in_hand_finish(start_command, close_gate):  # noqa: F811
+def test_sigterm_lets_the_batch_in_hand_finish(start_command, close_gate):
     """The first signal ends the worker after its batch, which is kept."""
     gate = close_gate("billing")
-    publish(1, "gate")
+    publish_orders(1, "gate")
     process = start_command("consume", "billing")
     wait_until(gate.waiting)
     process.send_signal(signal.SIGTERM)
@@ -99,10 +90,10 @@ def test_sigterm_lets_the_batch_in_hand_finish(start_command, close_gate):  # no
     assert handled("billing") == stored()
 
 
-def test_past_the_grace_the_batch_is_rolled_back(start_command, close_gate):  # noqa: F811
+def test_past_the_grace_the_batch_is_rolled_back(start_command, close_gate):
     """A worker that does not finish in time leaves with exit code 5 and keeps nothing of the batch."""
     gate = close_gate("billing")
-    publish(2, "gate")
+    publish_orders(2, "gate")
     process = start_command("consume", "billing", "--grace", "0.5")
     wait_until(gate.waiting)
     code, written = end(process)
@@ -113,10 +104,10 @@ def test_past_the_grace_the_batch_is_rolled_back(start_command, close_gate):  # 
     assert handled("billing") == []
 
 
-def test_the_second_signal_ends_at_once(start_command, close_gate):  # noqa: F811
+def test_the_second_signal_ends_at_once(start_command, close_gate):
     """A worker that is deep in a database call leaves at the second signal, with its number."""
     gate = close_gate("billing")
-    publish(1, "gate")
+    publish_orders(1, "gate")
     process = start_command("consume", "billing", "--grace", "60")
     [pid] = wait_until(gate.waiting)
     process.send_signal(signal.SIGINT)
@@ -136,7 +127,7 @@ def signal_is_pending(pid, number):
 
 def test_max_messages_ends_the_worker():
     """`--max-messages` ends it after the batch in which that many were reached, with exit code 0."""
-    publish(50)
+    publish_orders(50)
     done = manage("consume", "billing", "--max-messages", "20", "--batch-size", "10")
 
     assert done.returncode == 0
@@ -145,14 +136,14 @@ def test_max_messages_ends_the_worker():
 
 def test_max_memory_ends_the_worker_with_its_own_code():
     """A process above the limit ends, between two batches, with exit code 4: start it again."""
-    publish(1)
+    publish_orders(1)
     done = manage("consume", "billing", "--max-memory", "1")
 
     assert done.returncode == 4
     assert 10 < heartbeat.resident_megabytes() < 10_000
 
 
-def test_the_session_says_who_works(start_command):  # noqa: F811
+def test_the_session_says_who_works(start_command):
     """The application name has the groups and the process, cut to what the server keeps."""
     process = start_command("consume", "billing", "shipping")
     names = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'outbox:%%'"
@@ -166,7 +157,7 @@ def test_the_session_says_who_works(start_command):  # noqa: F811
     assert "... " in long_name
 
 
-def test_an_idle_worker_keeps_its_heartbeat_fresh(start_command, tmp_path):  # noqa: F811
+def test_an_idle_worker_keeps_its_heartbeat_fresh(start_command, tmp_path):
     """The file is touched while the loop turns, also without messages, and not while a handler hangs."""
     heart = tmp_path / "heart"
     process = start_command(
@@ -175,7 +166,7 @@ def test_an_idle_worker_keeps_its_heartbeat_fresh(start_command, tmp_path):  # n
     wait_until(heart.exists)
     beat = heart.stat().st_mtime_ns
     wait_until(lambda: heart.stat().st_mtime_ns > beat)
-    publish(1, "hang")
+    publish_orders(1, "hang")
     wait_until(lambda: is_at_work("billing"))
     last = heart.stat().st_mtime_ns
     end(process, signal.SIGKILL)
@@ -185,7 +176,7 @@ def test_an_idle_worker_keeps_its_heartbeat_fresh(start_command, tmp_path):  # n
 
 def test_a_lone_worker_blames_what_killed_its_predecessor(tmp_path):
     """With a state file the next process counts a failure of the message that ended the last one."""
-    *others, killer = [*publish(5), *publish(1, "exit")]
+    *others, killer = [*publish_orders(5), *publish_orders(1, "exit")]
     state, codes = str(tmp_path / "state"), []
     while not ParkedMessage.objects.exists() and len(codes) < 12:
         Cursor.objects.update(retry_at=None)
@@ -199,10 +190,10 @@ def test_a_lone_worker_blames_what_killed_its_predecessor(tmp_path):
     assert sorted(handled("doomed")) == [p for p in stored() if p != killer and p in others]
 
 
-def test_a_worker_that_is_told_to_leave_blames_nothing(start_command, tmp_path):  # noqa: F811
+def test_a_worker_that_is_told_to_leave_blames_nothing(start_command, tmp_path):
     """The end of the grace is no failure of the message in hand."""
     state = tmp_path / "state"
-    publish(1, "hang")
+    publish_orders(1, "hang")
     process = start_command("consume", "billing", "--grace", "0.3", "--state-file", str(state))
     wait_until(lambda: is_at_work("billing"))
     code, _ = end(process)
@@ -212,7 +203,7 @@ def test_a_worker_that_is_told_to_leave_blames_nothing(start_command, tmp_path):
     assert InHand(fd).read().position == 0
 
 
-def test_two_workers_cannot_share_a_state_file(start_command, tmp_path):  # noqa: F811
+def test_two_workers_cannot_share_a_state_file(start_command, tmp_path):
     """The second one is refused with exit code 2."""
     state = str(tmp_path / "state")
     start_command("consume", "billing", "--state-file", state)
@@ -223,13 +214,13 @@ def test_two_workers_cannot_share_a_state_file(start_command, tmp_path):  # noqa
     assert "give each its own --state-file" in refused.stderr
 
 
-def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):  # noqa: F811
+def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):
     """While a handler runs the shared numbers name its message; afterwards none."""
     fd = in_flight.new_file()
     try:
         seen = in_flight.keep(os.dup(fd))
         gate = close_gate("billing")
-        [*_, position] = publish(3), *publish(1, "gate")
+        [*_, position] = publish_orders(3), *publish_orders(1, "gate")
         claim = background(worker("billing").run_once)
         wait_until(gate.waiting)
         meanwhile = InHand(fd).read()
@@ -248,7 +239,7 @@ def test_logs_carry_their_facts(caplog):
     from tests.shop.models import Fault
 
     Fault.objects.create(group="billing")
-    [position] = publish(1, "fragile")
+    [position] = publish_orders(1, "fragile")
     worker("billing").run_once()
     [record] = [each for each in caplog.records if getattr(each, "position", None) == position]
 
@@ -274,7 +265,7 @@ def test_the_worker_starts_again_when_code_changes(tmp_path):
         PYTHONPATH=f"{ROOT}{os.pathsep}{project}",
     )
     try:
-        publish(1)
+        publish_orders(1)
         wait_until(lambda: Effect.objects.count() == 1)
         names = (
             "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'outbox:%%'"
@@ -285,7 +276,7 @@ def test_the_worker_starts_again_when_code_changes(tmp_path):
                 watched.touch() or before not in [name for (name,) in execute(connection, names)]
             )
         )
-        publish(1)
+        publish_orders(1)
         wait_until(lambda: Effect.objects.count() == 2)
     finally:
         _, written = end(process)

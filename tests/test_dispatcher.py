@@ -12,11 +12,11 @@ from django.test import override_settings
 import outbox
 from outbox.consuming import dispatcher
 from outbox.worker import Worker
-from tests.failing import CHANNEL, account, publish, script
 from tests.shop.models import Effect, Order, OrderLine
+from tests.support.failing import account
+from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["script"]
 
 LATER = outbox.Retry(max_attempts=0, base=3600, max_delay=3600, jitter=False)
 ONCE = outbox.Retry(max_attempts=1)

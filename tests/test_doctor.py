@@ -14,10 +14,9 @@ from outbox.embedded import Server
 from outbox.exceptions import LogIsBusy
 from outbox.operations import doctor
 from outbox.retention import segments
-from tests.contracts.harness import backend, execute, insert, value
 from tests.shop.events import OrderPlaced
-from tests.support import manage, run_code
-from tests.test_pgbouncer import pooled  # noqa: F401
+from tests.support.harness import backend, execute, insert, value
+from tests.support.processes import manage, run_code
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,7 +44,7 @@ import dataclasses, json
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
-from outbox import doctor
+from outbox.operations import doctor
 options = connections["default"].settings_dict["OPTIONS"]
 {change}
 print(json.dumps([dataclasses.asdict(each) for each in doctor.examine()]))
@@ -194,7 +193,7 @@ def test_a_prepared_transaction_that_published_fails(session):
 
 
 @needs_pgbouncer
-def test_a_pooler_is_warned_of(pooled):  # noqa: F811
+def test_a_pooler_is_warned_of(pooled):
     """The server's process is another one than the driver was told."""
     code, findings = asked(**pooled)
 
@@ -204,7 +203,7 @@ def test_a_pooler_is_warned_of(pooled):  # noqa: F811
 
 
 @needs_pgbouncer
-def test_a_pooler_is_fine_where_listening_is_off(pooled):  # noqa: F811
+def test_a_pooler_is_fine_where_listening_is_off(pooled):
     """Workers that poll need nothing that a pooler in transaction mode lacks."""
     findings = examined("settings.OUTBOX = {'LISTEN': False}", **pooled)
 

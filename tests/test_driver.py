@@ -7,8 +7,8 @@ from django.db import DatabaseError, connection, transaction
 
 from outbox import database
 from outbox.exceptions import BrokenTransaction
-from tests.contracts.harness import DRIVER_ERROR, backend, execute, terminate
-from tests.support import wait_until
+from tests.support.harness import DRIVER_ERROR, backend, execute, terminate
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

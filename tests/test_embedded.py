@@ -17,7 +17,7 @@ import pytest
 
 from outbox import embedded
 from outbox.embedded import DataFolderInUse, EmbeddedError, ProgramsNotFound, Server
-from tests.support import ROOT, open_session, wait_until
+from tests.support.processes import ROOT, open_session, wait_until
 
 AS_ROOT = os.name == "posix" and os.geteuid() == 0
 SYSTEM_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

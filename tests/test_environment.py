@@ -8,7 +8,7 @@ import os
 import pytest
 from django.db import connection
 
-from tests.support import driver
+from tests.support.processes import driver
 
 
 def test_driver_is_the_expected_one() -> None:

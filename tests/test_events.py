@@ -31,10 +31,8 @@ from outbox.exceptions import (
     UnencodableValue,
 )
 from outbox.models import Message
-from tests.witness import witness
 
 pytestmark = pytest.mark.django_db
-__all__ = ["witness"]
 
 
 class Color(enum.Enum):

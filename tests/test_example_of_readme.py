@@ -6,10 +6,8 @@ import re
 
 import pytest
 
-from tests.project import Project, empty_database
-from tests.support import ROOT, open_session
-
-__all__ = ["empty_database"]
+from tests.support.processes import ROOT, open_session
+from tests.support.project import Project
 
 SECTION = re.compile(r"^## In your project$(.*?)^## ", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

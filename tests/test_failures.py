@@ -14,10 +14,10 @@ from outbox import signals
 from outbox.consuming import dispatcher, failures
 from outbox.models import Cursor
 from outbox.operations import redrives
-from tests.failing import CHANNEL, account, publish, script
+from tests.support.failing import account
+from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["script"]
 
 SLOW = outbox.Retry(max_attempts=3, base=3600, max_delay=3600, jitter=False)
 

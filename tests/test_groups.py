@@ -18,22 +18,19 @@ from outbox.exceptions import (
     UnknownGroup,
 )
 from outbox.models import Cursor
+from outbox.testing import isolated_groups
 from tests.library.models import Author
 from tests.shop.events import OrderPlaced, OrderShipped, PaymentTaken
-from tests.support import manage
-from tests.witness import witness
-
-__all__ = ["witness"]
+from tests.support.processes import manage
 
 
 @pytest.fixture
-def declare(monkeypatch):
+def declare():
     """Declare groups that are forgotten afterwards, as if there were no others."""
-    monkeypatch.setattr(groups, "_registry", {})
-    monkeypatch.setattr(groups, "_duplicates", [])
-    return lambda name="g", channels=("orders",), **options: outbox.ConsumerGroup(
-        name, channels, **options
-    )
+    with isolated_groups(empty=True):
+        yield lambda name="g", channels=("orders",), **options: outbox.ConsumerGroup(
+            name, channels, **options
+        )
 
 
 def test_the_defaults_are_safe(declare):

@@ -8,12 +8,10 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
-import outbox
 from outbox import database
-from tests.contracts.conftest import background  # noqa: F401
-from tests.contracts.harness import cursor_of, exhaust, handled, worker
-from tests.shop.events import OrderPlaced
 from tests.shop.models import Order
+from tests.support.harness import cursor_of, exhaust, handled, worker
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LEVELS = [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
@@ -30,15 +28,10 @@ def isolated(request):
     del options["isolation_level"]
 
 
-def publish(count):
-    with transaction.atomic():
-        return outbox.publish_many([OrderPlaced(order_id=number % 7) for number in range(count)])
-
-
-def test_competing_workers_go_on_after_a_conflict(isolated, background):  # noqa: F811
+def test_competing_workers_go_on_after_a_conflict(isolated, background):
     """A cursor that another worker moved in between ends the transaction, not the worker: every
     message is handled once, in the order of its key."""
-    positions = publish(120)
+    positions = publish_orders([number % 7 for number in range(120)])
     worker("crew")
     start = threading.Barrier(3)
 
@@ -57,7 +50,7 @@ def test_competing_workers_go_on_after_a_conflict(isolated, background):  # noqa
         assert of_key == sorted(of_key)
 
 
-def test_a_conflict_is_told_from_other_errors(isolated, background):  # noqa: F811
+def test_a_conflict_is_told_from_other_errors(isolated, background):
     """The server's code says that the transaction may be tried again; other errors say it not."""
     order = Order.objects.create(reference=1)
     with pytest.raises(OperationalError) as caught, transaction.atomic():
@@ -74,7 +67,7 @@ def test_a_conflict_is_told_from_other_errors(isolated, background):  # noqa: F8
 
 def test_one_worker_needs_no_second_try(isolated):
     """Alone it handles everything in one batch."""
-    positions = publish(20)
+    positions = publish_orders([number % 7 for number in range(20)])
 
     assert worker("billing").run_once() == 20
     assert handled("billing") == positions

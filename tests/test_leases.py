@@ -17,16 +17,15 @@ from outbox.models import Cursor
 from outbox.operations import redrives as parking
 from outbox.operations import replay
 from outbox.worker import Worker
-from tests.contracts.conftest import background, close_gate  # noqa: F401
-from tests.contracts.harness import waiting_for_locks
-from tests.failing import CHANNEL, account, publish, script
 from tests.shop.models import Effect
-from tests.support import start_process, wait_until
+from tests.support.failing import account
+from tests.support.harness import waiting_for_locks
+from tests.support.processes import start_process, wait_until
+from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["script"]
 
-WORKER = Path(__file__).with_name("leased_worker.py")
+WORKER = ("-m", "tests.support.leased_worker")
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_a_key_released_meanwhile_is_not_parked_again(mailer):
 
 def test_a_key_released_while_its_next_message_is_put_aside(
     mailer,
-    background,  # noqa: F811
+    background,
     connect,
     monkeypatch,
 ):
@@ -201,7 +200,7 @@ def test_a_reset_refuses_the_advance_of_the_message_in_hand(mailer, caplog):
     assert account("mailer") == (2, 2)
 
 
-def test_a_lease_is_renewed_while_a_handler_is_slow(script, monkeypatch, background):  # noqa: F811
+def test_a_lease_is_renewed_while_a_handler_is_slow(script, monkeypatch, background):
     """A handler may take longer than the lease: nobody takes the range over meanwhile."""
     mailer = script("mailer", delivery="at_least_once", lease=0.3)
     go_on = threading.Event()
@@ -272,21 +271,21 @@ def runs():
     return found
 
 
-def test_a_worker_that_was_frozen_beyond_its_lease_is_refused(close_gate):  # noqa: F811
+def test_a_worker_that_was_frozen_beyond_its_lease_is_refused(close_gate):
     """SIGSTOP in a handler, another worker takes over, SIGCONT: the first one's advance is refused
     and it says so; no message is lost, and only the one in hand was handled twice."""
     gate = close_gate("leased")
     positions = publish_mails(False, True, False, False)
-    first = start_process(WORKER, "1")
+    first = start_process(*WORKER, "1")
     try:
         wait_until(gate.waiting)
         os.kill(first.pid, signal.SIGSTOP)
         wait_until(lambda: "State:\tT" in Path(f"/proc/{first.pid}/status").read_text())
         gate.open()
-        second = start_process(WORKER, "30")
+        second = start_process(*WORKER, "30")
         assert second.wait(60) == 0
         while Cursor.objects.get(group="leased").position < positions[-1]:
-            second = start_process(WORKER, "30")
+            second = start_process(*WORKER, "30")
             assert second.wait(60) == 0
         before = Cursor.objects.filter(group="leased").values().get()
         os.kill(first.pid, signal.SIGCONT)
@@ -306,12 +305,12 @@ def test_a_worker_that_was_frozen_beyond_its_lease_is_refused(close_gate):  # no
     assert Cursor.objects.filter(group="leased").values().get() == before
 
 
-def test_a_worker_that_dies_leaves_the_range_to_the_next_one(close_gate):  # noqa: F811
+def test_a_worker_that_dies_leaves_the_range_to_the_next_one(close_gate):
     """SIGKILL in a handler: when the lease is over, another worker handles the message again and
     the rest once."""
     gate = close_gate("leased")
     positions = publish_mails(False, True, False)
-    first = start_process(WORKER, "1")
+    first = start_process(*WORKER, "1")
     wait_until(gate.waiting)
     first.kill()
     first.communicate()
@@ -319,6 +318,6 @@ def test_a_worker_that_dies_leaves_the_range_to_the_next_one(close_gate):  # noq
     deadline = time.monotonic() + 60
     while Cursor.objects.get(group="leased").position < positions[-1]:
         assert time.monotonic() < deadline
-        assert start_process(WORKER, "1").wait(60) == 0
+        assert start_process(*WORKER, "1").wait(60) == 0
 
     assert [len(runs()[position]) for position in positions] == [1, 2, 1]

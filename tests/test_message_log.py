@@ -10,19 +10,15 @@ from django.db import connection, transaction
 import outbox
 from outbox import message_log
 from outbox.models import SLOTS, Message
-from tests.contracts.harness import execute, insert, value
+from tests.support.harness import execute, insert, value
+from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ALL = (0, SLOTS - 1)
 
 
-def publish(*keys, channel="log"):
-    with transaction.atomic():
-        return [outbox.publish_raw(channel, "Raw", {"key": key}, key=key) for key in keys]
-
-
-def read(channel="log", after=0, until=2**62, slots=ALL, most=1000):
+def read(channel=CHANNEL, after=0, until=2**62, slots=ALL, most=1000):
     rows = message_log.read("default", channel, after=after, until=until, slots=slots, most=most)
     return [row[0] for row in rows]
 
@@ -82,8 +78,8 @@ def test_a_row_holds_texts(connect):
     """Payload, headers and time come as text: they are decoded only for the messages that are
     handled."""
     with transaction.atomic():
-        outbox.publish_raw("log", "Raw", {"b": 1, "a": "ä"}, key="k", headers={"n": 1})
-    (row,) = message_log.read("default", "log", after=0, until=2**62, slots=ALL, most=5)
+        outbox.publish_raw(CHANNEL, "Raw", {"b": 1, "a": "ä"}, key="k", headers={"n": 1})
+    (row,) = message_log.read("default", CHANNEL, after=0, until=2**62, slots=ALL, most=5)
 
     position, key, type_name, payload, headers, created_at = row
     assert (position, key, type_name) == (Message.objects.get().position, "k", "Raw")
@@ -110,14 +106,14 @@ def test_the_own_floor_can_be_left_out(connect):
     count even so."""
     with transaction.atomic():
         before = message_log.horizon("default")
-        outbox.publish_raw("log", "Raw", 1)
+        outbox.publish_raw(CHANNEL, "Raw", 1)
 
         assert message_log.horizon("default") == before
         assert message_log.horizon("default", count_own_floor=False) == before + 1
         session = connect()
         execute(session, "BEGIN")
         insert(session)
-        outbox.publish_raw("log", "Raw", 1)
+        outbox.publish_raw(CHANNEL, "Raw", 1)
         assert message_log.horizon("default", count_own_floor=False) == before + 1
         execute(session, "ROLLBACK")
         transaction.set_rollback(True)

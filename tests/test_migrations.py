@@ -9,12 +9,9 @@ from django.db import connection
 import outbox
 from outbox import message_log
 from outbox.models import Message
-from tests.contracts.harness import execute, value
-from tests.project import Project, empty_database
-from tests.support import open_session
-from tests.witness import witness
-
-__all__ = ["empty_database", "witness"]
+from tests.support.harness import execute, value
+from tests.support.processes import open_session
+from tests.support.project import Project
 
 OBJECTS = """
     SELECT 'relation', relname::text FROM pg_class WHERE relnamespace = %(schema)s::regnamespace

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from outbox.embedded import Server
-from tests.support import MANAGE, ROOT, driver, wait_until
+from tests.support.processes import MANAGE, ROOT, driver, wait_until
 
 BACKLOG = 3000
 NO_POLL = "600"

@@ -18,12 +18,11 @@ from outbox.management.verbs.printer import WIDTH, Printer
 from outbox.models import Cursor, OperatorAction
 from outbox.operations import pauses
 from outbox.testing import drain
-from tests.contracts.harness import Background, execute, handled, insert, worker
-from tests.failing import publish as publish_trouble
-from tests.failing import script  # noqa: F401
 from tests.shop import consumers
-from tests.shop.events import OrderPlaced
-from tests.support import manage, start_manage, wait_until
+from tests.support.harness import Background, execute, handled, insert, worker
+from tests.support.processes import manage, start_manage, wait_until
+from tests.support.publishing import publish as publish_trouble
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -62,11 +61,6 @@ KEYS = {
 }
 
 
-def publish(count=1):
-    with transaction.atomic():
-        return [outbox.publish(OrderPlaced(order_id=n)) for n in range(count)]
-
-
 def run(*arguments):
     """Run the command; return what it wrote to stdout and to stderr."""
     output, narration = StringIO(), StringIO()
@@ -84,13 +78,13 @@ def code_of(*arguments):
     return error.value.returncode
 
 
-def test_every_verb_writes_the_keys_that_are_documented(script):  # noqa: F811
+def test_every_verb_writes_the_keys_that_are_documented(script):
     """`--json` writes one document with these keys; docs/operations.md lists them in this order."""
     made = script(retry=outbox.Retry(max_attempts=1))
     made.faults = {"1": ValueError("not now"), "2": ValueError("not now")}
     publish_trouble("1", "2", "3")
     made.drain()
-    publish(2)
+    publish_orders(2)
     drain("billing")
     found = {
         "groups": document("groups")[0],
@@ -125,7 +119,7 @@ def first_parked():
 
 def publish_for_skip():
     register([consumers.shipping], "default")
-    return document("reset", "shipping", "--to-latest", "--execute") and publish()[0]
+    return document("reset", "shipping", "--to-latest", "--execute") and publish_orders()[0]
 
 
 def test_the_parts_of_a_description_have_the_keys_that_are_documented(connect):
@@ -136,7 +130,7 @@ def test_the_parts_of_a_description_have_the_keys_that_are_documented(connect):
     pauses.pause("billing")
     execute(publisher, "BEGIN")
     insert(publisher)
-    publish()
+    publish_orders()
     found = document("describe", "billing")
     text = (DOCS / "operations.md").read_text()
     parts = {
@@ -175,7 +169,7 @@ def test_a_screenful_of_groups_fits_into_100_columns(capsys):
     Cursor.objects.filter(group="shipping").update(
         group="a-group-with-a-name-that-is-rather-long-and-goes-on-and-on", position=1234567890
     )
-    publish(3)
+    publish_orders(3)
     output, _ = run("groups")
     header, *lines = output.splitlines()
 
@@ -216,7 +210,7 @@ def test_describe_shows_the_horizon_and_the_last_action(connect):
     execute(publisher, "SET application_name = 'nightly import'")
     execute(publisher, "BEGIN")
     insert(publisher)
-    publish(2)
+    publish_orders(2)
     output, _ = run("describe", "billing")
 
     assert re.search(r"^STATUS +paused: until resumed$", output, re.MULTILINE)
@@ -248,7 +242,7 @@ def test_describe_shows_only_the_part_that_is_asked_for(part, header):
 
 def test_data_and_narration_are_kept_apart():
     """With `--json` stdout holds one document, whatever is said beside it."""
-    publish()
+    publish_orders()
     drain("billing")
     output, narration = run("reset", "billing", "--to-position", 10**12, "--json")
 
@@ -259,10 +253,10 @@ def test_data_and_narration_are_kept_apart():
 
 def test_exit_code_3_tells_that_a_check_failed():
     """A threshold that is past, an audit that fails; 0 otherwise."""
-    publish(3)
+    publish_orders(3)
     register([consumers.billing], "default")
     Cursor.objects.filter(group="billing").update(position=10**6)
-    publish(0)
+    publish_orders(0)
 
     assert run("check", "shipping", "--lag", 3)
     assert code_of("check", "shipping", "--lag", 2) == 3
@@ -339,7 +333,7 @@ def test_no_color_is_honoured(environment, coloured, monkeypatch):
 
 def test_pause_and_resume_hold_a_group_and_let_it_go():
     """Nothing is handled in between, and both leave a record with the reason."""
-    positions = publish(2)
+    positions = publish_orders(2)
     register([consumers.billing], "default")
     run("pause", "billing", "--reason", "deploy")
     paused = drain("billing")
@@ -370,7 +364,7 @@ def test_a_sleeping_worker_wakes_up_for_a_resume(connect):
     session = connect()
     register([consumers.billing], "default")
     pauses.pause("billing")
-    publish()
+    publish_orders()
     running = worker("billing")
     thread = Background(running.run)
     try:
@@ -392,7 +386,7 @@ def test_a_sleeping_worker_wakes_up_for_a_resume(connect):
 
 def test_tail_shows_the_last_messages_in_order():
     """Ten by default, of a channel, a key or a type when asked."""
-    positions = publish(12)
+    positions = publish_orders(12)
     with transaction.atomic():
         paid = outbox.publish_raw("payments", "PaymentTaken", {"order_id": 1}, key=3)
     lines = run("tail")[0].splitlines()
@@ -413,7 +407,7 @@ def tailed(*arguments):
 
 def test_tail_reads_from_where_it_is_told():
     """The earliest message, a position, a time, or nothing before now."""
-    positions = publish(12)
+    positions = publish_orders(12)
 
     assert [m["position"] for m in tailed("--from", "earliest")] == positions
     assert [m["position"] for m in tailed("--from", positions[5])] == positions[5:]
@@ -426,7 +420,7 @@ def test_tail_shows_nothing_above_the_horizon(connect):
     publisher = connect()
     execute(publisher, "BEGIN")
     insert(publisher)
-    publish(2)
+    publish_orders(2)
     before = tailed("--from", "earliest")
     execute(publisher, "COMMIT")
 
@@ -439,12 +433,12 @@ def test_tail_follows_the_log_without_leaving_anything_out(connect):
     publisher, session = connect(), connect()
     execute(publisher, "BEGIN")
     held = insert(publisher)
-    first = publish(2)
+    first = publish_orders(2)
     following = start_manage("outbox", "tail", "orders", "--follow", "--from", str(held), "--json")
     try:
         wait_until(lambda: tail_sessions(session))
         execute(publisher, "COMMIT")
-        later = publish(1)
+        later = publish_orders(1)
         seen = [json.loads(following.stdout.readline())["position"] for _ in range(4)]
         following.send_signal(2)
         assert following.wait(30) == 0
@@ -463,7 +457,7 @@ def tail_sessions(session):
     )
 
 
-def test_changes_are_recorded_with_who_made_them(script, settings):  # noqa: F811
+def test_changes_are_recorded_with_who_made_them(script, settings):
     """Each verb that changes something leaves one row; those that only look leave none."""
     settings.OUTBOX = {"OPERATOR": "ann"}
     made = script(retry=outbox.Retry(max_attempts=1))

@@ -15,29 +15,15 @@ from outbox.exceptions import NotParked, OutboxError
 from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import redrives
 from outbox.worker import Worker
-from tests.contracts.harness import Background, waiting_for_locks
-from tests.failing import account, publish, script
 from tests.shop.models import Effect, Order, OrderLine
-from tests.support import wait_until
+from tests.support.failing import account
+from tests.support.harness import waiting_for_locks
+from tests.support.processes import wait_until
+from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["script"]
 
 ROUNDS = int(os.environ.get("OUTBOX_TEST_ROUNDS", "40"))
-
-
-@pytest.fixture
-def background():
-    """Start a function in a thread with its own connections."""
-    threads = []
-
-    def start(function, *arguments):
-        threads.append(Background(function, *arguments))
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.join(30)
 
 
 @pytest.fixture

@@ -21,10 +21,8 @@ from outbox.exceptions import (
 )
 from outbox.models import Message
 from tests.shop.events import OrderPlaced, PackingRequested, PaymentTaken
-from tests.witness import witness
 
 pytestmark = pytest.mark.django_db
-__all__ = ["witness"]
 
 EVENT = OrderPlaced(order_id=1)
 PUBLISHING = [

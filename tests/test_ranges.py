@@ -14,7 +14,6 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import F
 
-import outbox
 from outbox import groups
 from outbox.consuming import cursors
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
@@ -22,11 +21,10 @@ from outbox.models import Cursor
 from outbox.operations import redrives, replay
 from outbox.operations import scaling as ranges
 from outbox.worker import Worker
-from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
-from tests.contracts.harness import due_now, exhaust, handled, stored, value, worker
-from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault
-from tests.support import wait_until
+from tests.support.harness import due_now, exhaust, handled, stored, value, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,11 +42,6 @@ UNCOUNTED = """
              AND p.slot BETWEEN slot_from AND slot_to AND p.position > base_position)
     ) FROM outbox_cursor AS c WHERE c."group" = %s
 """
-
-
-def publish(*order_ids, note=""):
-    with transaction.atomic():
-        return outbox.publish_many([OrderPlaced(order_id=each, note=note) for each in order_ids])
 
 
 def shape(group):
@@ -89,10 +82,10 @@ def uncounted(group):
 
 def test_a_split_keeps_the_position_of_both_parts():
     """All parts of a range that is cut stand where it stood, and nothing is handled again."""
-    positions = publish(*range(50))
+    positions = publish_orders(range(50))
     exhaust(worker("billing"))
     ranges.scale("billing", 4)
-    later = publish(*range(50))
+    later = publish_orders(range(50))
     exhaust(worker("billing"))
 
     assert shape("billing") == cursors.slot_ranges(4)
@@ -101,7 +94,7 @@ def test_a_split_keeps_the_position_of_both_parts():
 
 def test_any_number_of_ranges_becomes_any_other():
     """Whatever the shape, the next one has equal ranges that cover all slots once."""
-    publish(*range(20))
+    publish_orders(range(20))
     exhaust(worker("billing"))
     dice = random.Random(7)
     counts = [8, 3, 16, 1, *(dice.randint(1, 40) for _ in range(12))]
@@ -116,7 +109,7 @@ def test_any_number_of_ranges_becomes_any_other():
 
 def test_ranges_apart_do_not_merge(keys):
     """Without a worker to bring neighbours together nothing merges, and all goes on as before."""
-    positions = publish(*keys, *keys)
+    positions = publish_orders([*keys, *keys])
     ranges.scale(groups.get("billing"), 2)
     move("billing", RIGHT, positions[2])
 
@@ -133,10 +126,10 @@ def test_ranges_apart_do_not_merge(keys):
 def test_ranges_with_nothing_between_them_merge_at_once(keys):
     """A range that lags behind without a message of its own needs no worker to catch up."""
     left, right = keys
-    publish(left)
+    publish_orders([left])
     exhaust(worker("billing"))
     ranges.scale("billing", 2)
-    publish(right, right)
+    publish_orders([right, right])
     worker("billing").run_once()
     ahead = Cursor.objects.get(group="billing", slot_from=RIGHT[0]).position
     behind = Cursor.objects.get(group="billing", slot_from=0).position
@@ -146,15 +139,15 @@ def test_ranges_with_nothing_between_them_merge_at_once(keys):
     assert Cursor.objects.get(group="billing").position == ahead
 
 
-def test_the_range_ahead_waits_for_the_one_behind(keys, background):  # noqa: F811
+def test_the_range_ahead_waits_for_the_one_behind(keys, background):
     """While ranges merge, none moves past the place where they meet; then both go on as one."""
     left, right = keys
-    publish(left, right, left)
+    publish_orders([left, right, left])
     ranges.scale(groups.get("billing"), 2)
     move("billing", RIGHT, stored()[1])
     scaling = background(ranges.scale, "billing", 1)
     wait_until(Cursor.objects.filter(group="billing", hold_until__isnull=False).exists)
-    publish(right)
+    publish_orders([right])
     first = worker("billing").run_once()
     handled_first = handled("billing")
     scaling.result()
@@ -167,7 +160,7 @@ def test_the_range_ahead_waits_for_the_one_behind(keys, background):  # noqa: F8
 
 def test_a_hold_ends_by_itself(keys):
     """When the scaling process is killed, a range that it held goes on after a few seconds."""
-    publish(*keys)
+    publish_orders(keys)
     ranges.scale(groups.get("billing"), 2)
     Cursor.objects.filter(group="billing").update(hold_position=0)
     connection.cursor().execute(
@@ -181,11 +174,11 @@ def test_a_hold_ends_by_itself(keys):
     assert handled("billing") == stored()
 
 
-def test_a_split_waits_for_the_batch_in_hand(background, close_gate):  # noqa: F811
+def test_a_split_waits_for_the_batch_in_hand(background, close_gate):
     """A range is not reshaped under a running batch; its messages are handled once."""
     gate = close_gate("billing")
-    publish(1, note="gate")
-    publish(*range(20))
+    publish_orders([1], "gate")
+    publish_orders(range(20))
     claim = background(worker("billing").run_once)
     wait_until(gate.waiting)
     scaling = background(ranges.scale, "billing", 3)
@@ -208,12 +201,12 @@ def test_a_failed_message_stays_with_its_slot(keys):
     """After a split only the part with the failed message backs off; after a merge the whole does."""
     left, right = keys
     Fault.objects.create(group="billing")
-    [failed] = publish(right, note="fragile")
+    [failed] = publish_orders([right], "fragile")
     exhaust(worker("billing"))
     ranges.scale("billing", 2)
     states = list(Cursor.objects.order_by("slot_from").values_list("attempts", "failed_position"))
     Cursor.objects.filter(attempts=1).update(retry_at="2100-01-01T00:00Z")
-    publish(left)
+    publish_orders([left])
     exhaust(worker("billing"))
     handled_meanwhile = handled("billing")
     move("billing", LEFT, failed - 1)
@@ -230,13 +223,13 @@ def test_parked_messages_are_counted_where_their_slots_are(keys):
     """A split finds the part that has parked messages, so that later ones of the key go behind them."""
     left, right = keys
     Fault.objects.create(group="billing")
-    publish(right, note="fragile")
+    publish_orders([right], "fragile")
     for _ in range(groups.get("billing").retry.max_attempts):
         exhaust(worker("billing"))
         due_now("billing")
     ranges.scale("billing", 2)
     parked = list(Cursor.objects.order_by("slot_from").values_list("parked", flat=True))
-    publish(right, left)
+    publish_orders([right, left])
     exhaust(worker("billing"))
     ranges.scale("billing", 1)
 
@@ -251,7 +244,7 @@ def test_the_counters_add_up_over_any_reshaping():
     """Messages up to the position = processed + skipped + parked, also after resets of single ranges."""
     dice = random.Random(11)
     for turn in range(12):
-        publish(*(dice.randint(1, 60) for _ in range(40)))
+        publish_orders([dice.randint(1, 60) for _ in range(40)])
         ranges.scale(groups.get("billing"), dice.randint(1, 9), timeout=None)
         for row in Cursor.objects.filter(group="billing") if turn % 3 == 2 else ():
             place = dice.choice([0, *stored()][: turn * 20])
@@ -272,10 +265,10 @@ def test_the_counters_add_up_over_any_reshaping():
 def test_a_merge_waits_until_replays_are_through(keys):
     """Ranges that were reset do not merge where one has seen messages and the other has not."""
     left, right = keys
-    publish(left, right)
+    publish_orders([left, right])
     ranges.scale(groups.get("billing"), 2)
     exhaust(worker("billing"))
-    publish(right)
+    publish_orders([right])
     worker("billing").run_once()
     replay.reset(groups.get("billing"), position=0)
     with pytest.raises(ScaleUnfinished):
@@ -290,7 +283,7 @@ def test_a_merge_waits_until_replays_are_through(keys):
 
 def test_a_leased_range_is_not_cut_under_its_worker():
     """A range that is leased keeps its shape and its token until the lease is over."""
-    publish(*range(10))
+    publish_orders(range(10))
     Worker(["billing"]).register()
     Cursor.objects.update(lease_token=7, leased_by="elsewhere:1")
     connection.cursor().execute(
@@ -324,13 +317,13 @@ def test_one_channel_is_scaled_alone():
     assert counts == {"orders": 1, "payments": 4}
 
 
-def test_describe_shows_position_lag_and_owner(background, close_gate, keys):  # noqa: F811
+def test_describe_shows_position_lag_and_owner(background, close_gate, keys):
     """Each range is shown with its lag, and with the session that has it in hand at the moment."""
     left, right = keys
     ranges.scale(groups.get("crew"), 2)
     gate = close_gate("crew")
-    publish(left, note="gate")
-    publish(right, right)
+    publish_orders([left], "gate")
+    publish_orders([right, right])
     claim = background(lambda: worker("crew").run(max_messages=1))
     [pid] = wait_until(gate.waiting)
     busy, waiting = ranges.describe("crew")
@@ -348,7 +341,7 @@ def test_describe_shows_position_lag_and_owner(background, close_gate, keys):  #
 
 def test_one_worker_serves_all_ranges_in_turn():
     """With more pending in each range than a batch holds, every range has its turn before the next round."""
-    publish(*range(400))
+    publish_orders(range(400))
     ranges.scale(groups.get("billing"), 4)
     served = []
     one = worker("billing", batch_size=10)
@@ -363,8 +356,8 @@ def test_one_worker_serves_all_ranges_in_turn():
 def test_a_hot_key_does_not_starve_the_others(keys):
     """One message of another range is handled while thousands of one key are still pending."""
     hot, other = keys
-    publish(*[hot] * 200)
-    [position] = publish(other)
+    publish_orders([hot] * 200)
+    [position] = publish_orders([other])
     ranges.scale(groups.get("billing"), 2)
     one = worker("billing", batch_size=10)
     one.run_once()
@@ -376,7 +369,7 @@ def test_a_hot_key_does_not_starve_the_others(keys):
 
 def test_groups_share_a_worker_evenly():
     """A group with one range gets as many batches of a worker as one with many ranges."""
-    publish(*range(600))
+    publish_orders(range(600))
     ranges.scale(groups.get("crew"), 16)
     ranges.scale(groups.get("billing"), 1)
     one = worker("crew", "billing", batch_size=10)
@@ -390,12 +383,12 @@ def test_idle_ranges_are_looked_at_once(keys):
     """A range known to be idle is not searched again up to that horizon, and found when it has a message."""
     hot, other = keys
     ranges.scale(groups.get("billing"), 2)
-    publish(*[hot] * 30)
+    publish_orders([hot] * 30)
     one = worker("billing", batch_size=10)
     one.run_once()
     one.run_once()
     known = len(one._idle)
-    [late] = publish(other)
+    [late] = publish_orders([other])
     exhaust(one)
 
     assert known == 1
@@ -406,9 +399,9 @@ def test_an_idle_range_that_was_reset_is_looked_at_again(keys):
     """What a worker knows to be idle is forgotten when the range is moved back."""
     hot, other = keys
     ranges.scale(groups.get("billing"), 2)
-    [first] = publish(other)
+    [first] = publish_orders([other])
     exhaust(one := worker("billing", batch_size=10))
-    publish(*[hot] * 30)
+    publish_orders([hot] * 30)
     one.run_once()
     one.run_once()
     known = len(one._idle)
@@ -429,7 +422,7 @@ def test_no_search_for_pending_messages_is_long(keys):
             " FROM generate_series(1, 320000)",
             [str(hot)],
         )
-    [last] = publish(other)
+    [last] = publish_orders([other])
     searching = Cursor.objects.filter(slot_from__lte=slot_of(other), slot_to__gte=slot_of(other))
     Cursor.objects.exclude(id__in=searching).update(position=last)
     ends = []
@@ -459,7 +452,7 @@ def publish_flights(share, enough):
     for number, tail in enumerate(itertools.cycle(share)):
         if number >= len(share) and enough.is_set():
             return
-        publish(tail)
+        publish_orders([tail])
 
 
 def out_of_order(group):
@@ -473,7 +466,7 @@ def out_of_order(group):
     return count
 
 
-def test_the_number_of_ranges_changes_under_load(background, start_command):  # noqa: F811
+def test_the_number_of_ranges_changes_under_load(background, start_command):
     """1 -> 8 -> 3 -> 16 -> 1 with four publishers and four workers: none lost, doubled or out of order."""
     enough = threading.Event()
     flights = tails(LIVE_MESSAGES)

@@ -20,12 +20,12 @@ from outbox.operations.audit import audit
 from outbox.operations.status import describe
 from outbox.testing import drain
 from outbox.worker import Worker
-from tests import flight_log
-from tests.contracts.harness import Background, execute, handled, insert, last_position
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault, Order
-from tests.support import wait_until
+from tests.support import flight_log
+from tests.support.harness import Background, execute, handled, insert, last_position
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -17,18 +17,14 @@ from outbox.models import Cursor, Message
 from outbox.operations import pauses, replay, status
 from outbox.operations.sessions import worker_sessions
 from outbox.testing import drain
-from tests.contracts.harness import Background, Gate, backend, execute, insert, worker
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Fault
-from tests.support import wait_until
+from tests.support.harness import Background, Gate, backend, execute, insert, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def publish(count=1, note=""):
-    with transaction.atomic():
-        return [outbox.publish(OrderPlaced(order_id=n, note=note)) for n in range(count)]
 
 
 def publish_aged(seconds):
@@ -69,7 +65,7 @@ def present(connect):
 
 def test_a_group_with_nothing_pending_is_ok():
     """When everything was handled there is no lag, whether a worker is there or not."""
-    publish(3)
+    publish_orders(3)
     drain("billing")
 
     assert (state().status, state().lag, state().lag_seconds) == ("ok", 0, 0.0)
@@ -79,7 +75,7 @@ def test_a_group_with_nothing_pending_is_ok():
 def test_a_group_without_worker_is_stopped(present):
     """Messages wait and nobody is connected to handle them."""
     register([consumers.billing], "default")
-    publish(2)
+    publish_orders(2)
     present("shipping")
 
     assert (state().status, state().lag, state().workers) == ("stopped", 2, 0)
@@ -91,7 +87,7 @@ def test_a_group_that_takes_all_there_is_is_ok(present):
     register([consumers.billing], "default")
     present("billing")
     age(3)
-    publish(1)
+    publish_orders(1)
 
     assert (state().status, state().workers) == ("ok", 1)
 
@@ -99,7 +95,7 @@ def test_a_group_that_takes_all_there_is_is_ok(present):
 def test_a_group_that_moves_and_leaves_messages_is_behind(present):
     """The last batch was committed just now, and did not take what lay there when it began."""
     present("billing")
-    publish(3)
+    publish_orders(3)
     worker("billing", batch_size=1).run_once()
 
     assert (state().status, state().lag) == ("behind", 2)
@@ -147,7 +143,7 @@ def test_a_paused_group_is_paused_until_its_time(present):
     """A pause explains everything else, and ends by itself."""
     register([consumers.billing], "default")
     present("billing")
-    publish()
+    publish_orders()
     Cursor.objects.update(paused_until=timezone.now() + timedelta(hours=1))
     paused = state().status
     Cursor.objects.update(paused_until=timezone.now() - timedelta(seconds=1))
@@ -159,7 +155,7 @@ def test_a_paused_group_is_paused_until_its_time(present):
 def test_a_group_that_retries_is_failing(present):
     """While the message at hand backs off, its group is failing and says why."""
     Fault.objects.create(group="billing")
-    publish(1, "fragile")
+    publish_orders(1, "fragile")
     worker("billing").run_once()
     present("billing")
 
@@ -170,7 +166,7 @@ def test_a_group_that_retries_is_failing(present):
 
 def test_a_group_below_where_it_was_is_replaying(present):
     """After a reset the group is replaying until it is where it was before."""
-    publish(3)
+    publish_orders(3)
     drain("billing")
     present("billing")
     replay.reset("billing", to_earliest=True)
@@ -184,7 +180,7 @@ def test_a_group_below_where_it_was_is_replaying(present):
 def test_the_worst_range_speaks_for_its_group(present):
     """One failing range of four makes the group failing; the others are shown as they are."""
     Fault.objects.create(group="crew")
-    publish(20, "")
+    publish_orders(20, "")
     with transaction.atomic():
         outbox.publish(OrderPlaced(order_id=1, note="fragile"))
     drain("crew")
@@ -197,9 +193,9 @@ def test_the_worst_range_speaks_for_its_group(present):
 
 def test_lag_is_the_exact_number_of_messages():
     """Messages of other channels and what was handled already do not count."""
-    publish(7)
+    publish_orders(7)
     drain("billing")
-    publish(5)
+    publish_orders(5)
     with transaction.atomic():
         outbox.publish_raw("elsewhere", "Other", {})
 
@@ -209,7 +205,7 @@ def test_lag_is_the_exact_number_of_messages():
 def test_lag_of_several_ranges_adds_up():
     """Each range counts its own slots; together they are the channel."""
     register([consumers.crew], "default")
-    publish(50)
+    publish_orders(50)
 
     assert (state("crew").lag, state("crew").lag_is_bound) == (50, False)
 
@@ -217,7 +213,7 @@ def test_lag_of_several_ranges_adds_up():
 def test_lag_says_when_it_is_only_a_bound():
     """Beyond the budget of a look messages are not counted, and the number says so."""
     register([consumers.billing], "default")
-    publish(5)
+    publish_orders(5)
     described = status.describe("billing", lag_budget=3).summary
 
     assert (described.lag, described.lag_is_bound) == (3, True)
@@ -235,7 +231,7 @@ def test_lag_seconds_is_the_age_of_the_oldest_pending_message():
 
 def test_the_rate_fades_without_commits():
     """A rate of long ago is not shown as one of today."""
-    publish(3)
+    publish_orders(3)
     drain("billing")
     before = state().rate
     age(300)
@@ -268,7 +264,7 @@ def test_a_worker_whose_list_is_cut_may_work_for_any_group(present):
     """Its group is not called stopped, since the list of groups has no more room in the name."""
     register([consumers.billing], "default")
     present(name="outbox:crew,ship... host:1")
-    publish()
+    publish_orders()
 
     assert state().status != "stopped"
 
@@ -276,7 +272,7 @@ def test_a_worker_whose_list_is_cut_may_work_for_any_group(present):
 def test_a_running_worker_is_seen_with_what_it_has_in_hand(connect, background_worker):
     """The range that a worker handles at this moment names the worker's session."""
     gate = Gate(connect(), "billing")
-    publish(1, "gate")
+    publish_orders(1, "gate")
     background_worker("billing")
     (pid,) = wait_until(gate.waiting)
     (held,) = status.describe("billing").ranges
@@ -306,12 +302,12 @@ def test_describe_names_the_session_that_holds_the_horizon(connect):
     """Process, application, state, age and last statement of the transaction with the lowest
     floor."""
     register([consumers.billing], "default")
-    publish()
+    publish_orders()
     publisher = connect()
     execute(publisher, "SET application_name = 'nightly import'")
     execute(publisher, "BEGIN")
     insert(publisher)
-    publish()
+    publish_orders()
     horizon = status.describe("billing").horizon
     holder = horizon.held_by
 
@@ -342,7 +338,7 @@ def test_a_group_that_only_the_database_knows_is_listed():
     """The cursor of a group whose code is gone is shown like any other."""
     register([consumers.billing], "default")
     Cursor.objects.update(group="retired")
-    publish(2)
+    publish_orders(2)
 
     assert state("retired").lag == 2
     assert status.describe("retired").summary.group == "retired"
@@ -350,7 +346,7 @@ def test_a_group_that_only_the_database_knows_is_listed():
 
 def test_a_group_that_never_ran_is_described_as_stopped():
     """A declared group without cursor has all messages before it."""
-    publish(2)
+    publish_orders(2)
     summary = status.describe("billing").summary
 
     assert (summary.status, summary.lag, summary.last_commit) == ("stopped", 2, None)
@@ -386,7 +382,7 @@ def test_describe_tells_what_operators_did_last():
 def test_a_threshold_is_past_when_the_value_is_above_it(limits, past):
     """A value equal to its threshold is still fine."""
     register([consumers.billing], "default")
-    publish(3)
+    publish_orders(3)
     _, found = status.check("billing", **limits)
 
     assert [text.startswith(start) for text, start in zip(found, past, strict=True)] == [

@@ -13,11 +13,10 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.models import Cursor, Message, ParkedMessage
-from tests.contracts.conftest import background, close_gate, start_command  # noqa: F401
-from tests.contracts.harness import handled, stored, value
-from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect
-from tests.support import manage, wait_until
+from tests.support.harness import handled, stored, value
+from tests.support.processes import manage, wait_until
+from tests.support.publishing import publish_order, publish_orders
 from tests.test_ranges import out_of_order, uncounted
 
 pytestmark = [
@@ -27,18 +26,6 @@ pytestmark = [
 
 KILLS = int(os.environ.get("OUTBOX_TEST_KILLS", "15"))
 STORM_MESSAGES = int(os.environ.get("OUTBOX_TEST_STORM", "4000"))
-
-
-def publish(count, *, key=None, note=""):
-    """Publish messages of many keys, or of one; the last one has the note."""
-    events = [
-        OrderPlaced(
-            order_id=number % 97 if key is None else key, note=note if number == count - 1 else ""
-        )
-        for number in range(count)
-    ]
-    with transaction.atomic():
-        return outbox.publish_many(events)
 
 
 def children(process):
@@ -73,9 +60,9 @@ def end(process, number=signal.SIGTERM, timeout=60):
     return process.returncode, written
 
 
-def test_workers_share_the_ranges_and_stop_when_told(start_command):  # noqa: F811
+def test_workers_share_the_ranges_and_stop_when_told(start_command):
     """Two processes handle everything once; after SIGTERM both have left, with exit code 0."""
-    publish(2000)
+    publish_orders(2000)
     supervisor = start_command("consume", "doomed", "--processes", "2", "--batch-size", "20")
     workers = working(supervisor, 2)
     wait_until(lambda: Effect.objects.count() == 2000)
@@ -87,9 +74,9 @@ def test_workers_share_the_ranges_and_stop_when_told(start_command):  # noqa: F8
     assert not any(is_alive(pid) for pid in workers)
 
 
-def test_a_stop_leaves_no_message_half_done(start_command):  # noqa: F811
+def test_a_stop_leaves_no_message_half_done(start_command):
     """SIGTERM in the middle of a backlog ends within the grace; what was done is committed once."""
-    publish(20_000)
+    publish_orders(20_000)
     supervisor = start_command("consume", "doomed", "--processes", "3", "--grace", "10")
     wait_until(lambda: Effect.objects.count() > 500)
     began = time.monotonic()
@@ -104,16 +91,16 @@ def test_a_stop_leaves_no_message_half_done(start_command):  # noqa: F811
     assert sum(Cursor.objects.values_list("processed", flat=True)) == len(positions)
 
 
-def test_a_dead_worker_is_started_again(start_command):  # noqa: F811
+def test_a_dead_worker_is_started_again(start_command):
     """A worker that is killed while idle has a successor, and no message is blamed."""
     supervisor = start_command("consume", "doomed", "--processes", "2")
     before = working(supervisor, 2)
-    publish(10)
+    publish_orders(10)
     wait_until(lambda: Effect.objects.count() == 10)
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: before[0] not in children(supervisor))
     after = working(supervisor, 2)
-    publish(10)
+    publish_orders(10)
     wait_until(lambda: Effect.objects.count() == 20)
     _, written = end(supervisor)
 
@@ -125,9 +112,9 @@ def test_a_dead_worker_is_started_again(start_command):  # noqa: F811
 @pytest.mark.parametrize(
     ("note", "error"), [("exit", "exited with code 1"), ("segfault", "killed by SIGSEGV")]
 )
-def test_a_message_that_kills_workers_is_parked(start_command, note, error):  # noqa: F811
+def test_a_message_that_kills_workers_is_parked(start_command, note, error):
     """A handler that ends its process costs its message the usual tries; all others are handled."""
-    *others, killer = publish(300, note=note)
+    others, killer = publish_orders(range(299)), publish_order(note=note)
     supervisor = start_command("consume", "doomed", "--processes", "2")
     parked = wait_until(ParkedMessage.objects.first)
     wait_until(lambda: Effect.objects.count() == 299)
@@ -140,10 +127,10 @@ def test_a_message_that_kills_workers_is_parked(start_command, note, error):  # 
     assert uncounted("doomed") == 0
 
 
-def test_of_a_batch_only_the_message_that_kills_is_parked(start_command):  # noqa: F811
+def test_of_a_batch_only_the_message_that_kills_is_parked(start_command):
     """After a death in a batch handler its messages come one by one, so the next death names one."""
-    *before, killer = publish(100, note="exit")
-    after = publish(100)
+    before, killer = publish_orders(range(99)), publish_order(99 % 97, "exit")
+    after = publish_orders(number % 97 for number in range(100))
     blocked = [
         m.position for m in Message.objects.filter(position__in=after) if m.key == str(99 % 97)
     ]
@@ -158,9 +145,9 @@ def test_of_a_batch_only_the_message_that_kills_is_parked(start_command):  # noq
     assert written.count("exited with code 1") <= 6 * 4
 
 
-def test_a_handler_that_hangs_is_ended_at_its_time_limit(start_command):  # noqa: F811
+def test_a_handler_that_hangs_is_ended_at_its_time_limit(start_command):
     """The worker is killed, the message fails as `timed out`, its successor handles the others."""
-    *others, hanging = publish(20, note="hang")
+    others, hanging = publish_orders(19), publish_order(19, "hang")
     supervisor = start_command("consume", "hasty", "--processes", "2")
     parked = wait_until(ParkedMessage.objects.filter(position=hanging).first, timeout=60)
     wait_until(lambda: Effect.objects.count() == 19)
@@ -171,10 +158,10 @@ def test_a_handler_that_hangs_is_ended_at_its_time_limit(start_command):  # noqa
     assert sorted(handled("hasty")) == others
 
 
-def test_a_handler_that_hangs_in_the_database_is_ended_there_too(start_command, close_gate):  # noqa: F811
+def test_a_handler_that_hangs_in_the_database_is_ended_there_too(start_command, close_gate):
     """When its worker is killed, a statement that waits for a lock ends and gives the range free."""
     gate = close_gate("hasty")
-    publish(1, key=1, note="gate")
+    publish_order(1, "gate")
     supervisor = start_command("consume", "hasty", "--processes", "1")
     [first] = wait_until(gate.waiting)
     wait_until(lambda: first not in gate.waiting(), timeout=15)
@@ -187,9 +174,9 @@ def test_a_handler_that_hangs_in_the_database_is_ended_there_too(start_command, 
     assert Effect.objects.get().attempt > 1
 
 
-def test_no_worker_outlives_its_parent(start_command):  # noqa: F811
+def test_no_worker_outlives_its_parent(start_command):
     """When the supervisor is killed with SIGKILL, its workers have left within five seconds."""
-    publish(1, note="hang")
+    publish_order(note="hang")
     supervisor = start_command("consume", "doomed", "billing", "--processes", "3")
     workers = working(supervisor, 3)
     wait_until(lambda: is_at_work("billing"))
@@ -200,9 +187,9 @@ def test_no_worker_outlives_its_parent(start_command):  # noqa: F811
     assert Effect.objects.count() == 0
 
 
-def test_a_worker_past_its_grace_is_ended(start_command):  # noqa: F811
+def test_a_worker_past_its_grace_is_ended(start_command):
     """A handler that does not return is given up when the grace is over: nothing of it is kept."""
-    publish(1, note="hang")
+    publish_order(note="hang")
     supervisor = start_command("consume", "billing", "--processes", "1", "--grace", "1")
     workers = working(supervisor, 1)
     wait_until(lambda: is_at_work("billing"))
@@ -215,9 +202,9 @@ def test_a_worker_past_its_grace_is_ended(start_command):  # noqa: F811
     assert not Cursor.objects.filter(attempts__gt=0).exists()
 
 
-def test_a_second_signal_ends_all_at_once(start_command):  # noqa: F811
+def test_a_second_signal_ends_all_at_once(start_command):
     """SIGINT twice: no grace; the exit code tells the signal."""
-    publish(1, note="hang")
+    publish_order(note="hang")
     supervisor = start_command("consume", "billing", "--processes", "2", "--grace", "60")
     workers = working(supervisor, 2)
     wait_until(lambda: is_at_work("billing"))
@@ -231,16 +218,16 @@ def test_a_second_signal_ends_all_at_once(start_command):  # noqa: F811
 
 def test_a_drain_with_several_processes_ends_when_all_is_done():
     """`--drain --processes` handles the backlog and exits."""
-    publish(1000)
+    publish_orders(1000)
     drained = manage("consume", "doomed", "--processes", "3", "--drain", "--batch-size", "50")
 
     assert drained.returncode == 0, drained.stderr
     assert sorted(handled("doomed")) == stored()
 
 
-def test_a_worker_that_has_handled_enough_makes_room_for_a_new_one(start_command):  # noqa: F811
+def test_a_worker_that_has_handled_enough_makes_room_for_a_new_one(start_command):
     """With `--max-messages` workers are replaced after that many messages, without a pause."""
-    publish(400)
+    publish_orders(400)
     supervisor = start_command(
         "consume", "doomed", "--processes", "1", "--max-messages", "100", "--batch-size", "25"
     )
@@ -252,7 +239,7 @@ def test_a_worker_that_has_handled_enough_makes_room_for_a_new_one(start_command
     assert "ended: exited with code 0" in written
 
 
-def test_the_heartbeat_needs_every_worker(start_command, tmp_path):  # noqa: F811
+def test_the_heartbeat_needs_every_worker(start_command, tmp_path):
     """The file is touched while all workers turn, and no more once one of them hangs."""
     heart = tmp_path / "heart"
     supervisor = start_command(
@@ -268,7 +255,7 @@ def test_the_heartbeat_needs_every_worker(start_command, tmp_path):  # noqa: F81
     wait_until(heart.exists)
     beat = heart.stat().st_mtime_ns
     wait_until(lambda: heart.stat().st_mtime_ns > beat)
-    publish(1, note="hang")
+    publish_order(note="hang")
     wait_until(lambda: is_at_work("audit"))
     beats = [touched_after_a_message(heart) for _ in range(3)]
     supervisor.kill()
@@ -285,9 +272,9 @@ def touched_after_a_message(heart):
     return heart.stat().st_mtime_ns
 
 
-def test_a_storm_of_kills_loses_and_doubles_nothing(start_command):  # noqa: F811
+def test_a_storm_of_kills_loses_and_doubles_nothing(start_command):
     """Random workers are killed with SIGKILL over a backlog: effects exactly once, keys in order."""
-    publish(STORM_MESSAGES)
+    publish_orders(number % 97 for number in range(STORM_MESSAGES))
     dice = random.Random(5)
     supervisor = start_command("consume", "doomed", "--processes", "4", "--batch-size", "100")
     killed = 0

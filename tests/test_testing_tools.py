@@ -10,12 +10,11 @@ from django.test import TestCase
 
 import outbox
 from outbox.models import Message
-from outbox.pytest_plugin import outbox_published  # noqa: F401
 from outbox.testing import drain, published
-from tests.contracts.harness import handled
 from tests.shop.events import OrderPlaced, PaymentTaken
 from tests.shop.models import Effect
-from tests.support import ROOT, environment
+from tests.support.harness import handled
+from tests.support.processes import ROOT, environment
 
 
 def place_order(order_id=1, note=""):
@@ -120,7 +119,7 @@ class InsideATestCase(TestCase):
 
 
 @pytest.mark.django_db
-def test_the_fixture_begins_with_the_test(outbox_published):  # noqa: F811
+def test_the_fixture_begins_with_the_test(outbox_published):
     """It lists what is published after it was asked for."""
     place_order(1)
 
@@ -134,7 +133,7 @@ def prepared(db):
     place_order(99)
 
 
-def test_the_fixture_leaves_out_what_was_prepared(prepared, outbox_published):  # noqa: F811
+def test_the_fixture_leaves_out_what_was_prepared(prepared, outbox_published):
     """Only what the test itself publishes counts; `restart` begins anew."""
     place_order(1)
     first = [message.key for message in outbox_published]
@@ -147,7 +146,7 @@ def test_the_fixture_leaves_out_what_was_prepared(prepared, outbox_published):  
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_fixture_works_with_real_commits(outbox_published):  # noqa: F811
+def test_the_fixture_works_with_real_commits(outbox_published):
     """Also in a test whose transactions are committed."""
     place_order(1)
 

@@ -15,19 +15,13 @@ from outbox.exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from outbox.models import Cursor
 from outbox.operations import replay
 from outbox.testing import drain
-from tests.contracts.harness import Background, Gate, execute, insert, worker
 from tests.shop import consumers
-from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault
-from tests.support import start_process, wait_until
-from tests.test_pgbouncer import pooled  # noqa: F401
+from tests.support.harness import Background, Gate, execute, insert, worker
+from tests.support.processes import start_process, wait_until
+from tests.support.publishing import publish_order
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def publish(note=""):
-    with transaction.atomic():
-        return outbox.publish(OrderPlaced(order_id=1, note=note))
 
 
 @pytest.fixture
@@ -57,7 +51,7 @@ def waiters(session):
 
 def test_it_returns_at_once_when_the_work_is_done():
     """No lock and no LISTEN are needed for that."""
-    position = publish()
+    position = publish_order()
     drain("billing")
 
     assert outbox.wait_for("billing", position, timeout=0) is True
@@ -65,7 +59,7 @@ def test_it_returns_at_once_when_the_work_is_done():
 
 def test_it_gives_up_at_the_timeout():
     """Nobody works: the answer is False, not an error."""
-    position = publish()
+    position = publish_order()
     register([consumers.billing], "default")
     began = time.monotonic()
 
@@ -75,7 +69,7 @@ def test_it_gives_up_at_the_timeout():
 
 def test_it_waits_for_a_group_that_has_no_cursor_yet():
     """A group whose worker has not begun has handled nothing."""
-    position = publish()
+    position = publish_order()
 
     assert outbox.wait_for("billing", position, timeout=0) is False
     drain("billing")
@@ -98,7 +92,7 @@ def test_it_wakes_up_by_notify(connect, monkeypatch):
     monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
     session = connect()
     gate = Gate(connect(), "billing")
-    position = publish("gate")
+    position = publish_order(note="gate")
     waited = Background(outbox.wait_for, "billing", position, 30)
     wait_until(lambda: waiters(session))
     handling = Background(worker("billing").run_once)
@@ -113,7 +107,7 @@ def test_a_batch_that_looked_before_the_waiter_came_is_not_missed(connect, monke
     """The waiter takes its lock after the worker looked for it and before that commits: no NOTIFY
     comes, and it finds out by itself."""
     session = connect()
-    position = publish()
+    position = publish_order()
     has_looked, go_on = threading.Event(), threading.Event()
     looks = []
     look = read_your_writes._has_handled
@@ -147,10 +141,10 @@ def test_a_worker_sends_no_notify_when_nobody_waits(connect):
         name = cursor.fetchone()[0]
     execute(listener, f'LISTEN "{name}"')
     for _ in range(20):
-        publish()
+        publish_order()
         drain("billing")
     silent = heard(listener)
-    position = publish()
+    position = publish_order()
     waited = Background(outbox.wait_for, "billing", position, 30)
     wait_until(lambda: waiters(session))
     drain("billing")
@@ -172,7 +166,7 @@ def heard(session):
 def test_it_leaves_nothing_behind(connect):
     """After the wait the session neither listens nor holds the lock."""
     session = connect()
-    position = publish()
+    position = publish_order()
     register([consumers.billing], "default")
     outbox.wait_for("billing", position, timeout=0.05)
     with connection.cursor() as cursor:
@@ -187,7 +181,7 @@ def test_it_polls_where_listening_is_off(connect, running, settings):
     """Behind a transaction pooler no LISTEN and no session lock is tried."""
     settings.OUTBOX = {"LISTEN": False, "POLL_INTERVAL": 0.05}
     session = connect()
-    position = publish()
+    position = publish_order()
     seen = []
     waited = Background(outbox.wait_for, "billing", position, 30)
     running("billing")
@@ -198,10 +192,10 @@ def test_it_polls_where_listening_is_off(connect, running, settings):
 
 
 @pytest.mark.skipif(not shutil.which("pgbouncer"), reason="pgbouncer is not installed")
-def test_it_polls_behind_a_pooler(pooled, connect):  # noqa: F811
+def test_it_polls_behind_a_pooler(pooled, connect):
     """The lock would stay behind on the pooler's session, so it is not taken."""
     session = connect()
-    position = publish()
+    position = publish_order()
     register([consumers.billing], "default")
     waited = start_process(
         "-c",
@@ -247,9 +241,9 @@ def test_a_position_that_may_still_appear_is_waited_for(connect):
 def test_caught_up_does_not_wait_for_what_others_are_publishing(connect):
     """A transaction that began to publish after the block's own does not hold it up."""
     publisher = connect()
-    publish()
+    publish_order()
     with outbox.caught_up("billing", timeout=5):
-        publish()
+        publish_order()
         execute(publisher, "BEGIN")
         insert(publisher)
         drain("billing")
@@ -260,7 +254,7 @@ def test_caught_up_waits_for_what_the_block_published(running):
     running("billing", "crew")
     for _ in range(20):
         with outbox.caught_up("billing", "crew"):
-            position = publish()
+            position = publish_order()
 
         assert Effect.objects.filter(position=position).count() == 2
 
@@ -271,7 +265,7 @@ def test_caught_up_works_as_a_decorator(running):
 
     @outbox.caught_up("billing")
     def view():
-        return publish()
+        return publish_order()
 
     position = view()
 
@@ -283,7 +277,7 @@ def test_caught_up_names_the_group_that_is_late():
     register([consumers.billing], "default")
     late = outbox.caught_up("billing", timeout=0.05)
     with pytest.raises(NotCaughtUp, match="outbox describe billing") as error, late:
-        position = publish()
+        position = publish_order()
 
     assert isinstance(error.value, TimeoutError)
     assert error.value.position == position
@@ -292,7 +286,7 @@ def test_caught_up_names_the_group_that_is_late():
 def test_caught_up_does_not_wait_after_an_error():
     """The error of the block passes at once."""
     with pytest.raises(ZeroDivisionError), outbox.caught_up("billing", timeout=60):
-        publish()
+        publish_order()
         raise ZeroDivisionError
 
 
@@ -308,7 +302,7 @@ def test_waiting_inside_a_transaction_is_refused():
 def test_a_parked_message_counts_as_handled():
     """The group has moved past it; `parked` tells about it."""
     Fault.objects.create(group="billing")
-    position = publish("fragile")
+    position = publish_order(note="fragile")
     for _ in range(5):
         Cursor.objects.update(retry_at=None)
         worker("billing").run_once()
@@ -320,7 +314,7 @@ def test_a_skip_ends_the_wait(connect, monkeypatch):
     """An operator's skip wakes who waits, as a worker's commit does."""
     monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
     session = connect()
-    position = publish()
+    position = publish_order()
     waited = Background(outbox.wait_for, "billing", position, 30)
     wait_until(lambda: waiters(session))
     replay.skip("billing", position, reason="test")
@@ -337,7 +331,7 @@ def test_an_unknown_group_is_refused():
 def test_many_can_wait_at_once(connect, running):
     """Waiters share the lock: none keeps the others from waiting."""
     session = connect()
-    position = publish()
+    position = publish_order()
     register([consumers.billing], "default")
     waited = [Background(outbox.wait_for, "billing", position, 30) for _ in range(5)]
     wait_until(lambda: len(waiters(session)) == 5)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import pytest
 
 from outbox.embedded import database_from_url
-from tests.support import ROOT, open_session
+from tests.support.processes import ROOT, open_session
 
 DATABASE = "outbox_wheel"
 Run: TypeAlias = Callable[..., str]

@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-from tests.project import Project, empty_database
-
-__all__ = ["empty_database"]
+from tests.support.project import Project
 
 EVENTS = """
 import outbox

@@ -10,9 +10,9 @@ from django.db import connection, transaction
 import outbox
 from outbox import testing
 from outbox.models import Cursor, Message, ParkedMessage
-from tests.capture.harness import changes, operations, run_sql, stored
 from tests.library.models import Author, Effect, Media, Post
-from tests.support import manage, start_manage, wait_until
+from tests.support.captured import changes, operations, run_sql, stored
+from tests.support.processes import manage, start_manage, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

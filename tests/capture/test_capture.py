@@ -11,8 +11,6 @@ from django.db.models import F
 import outbox
 from outbox.models import Message
 from outbox.testing import drain
-from tests.capture.harness import changes, operations, run_sql, stored
-from tests.contracts.harness import copy_in, execute
 from tests.library.models import (
     Author,
     Book,
@@ -27,7 +25,9 @@ from tests.library.models import (
     Reader,
     Shelf,
 )
-from tests.support import run_code
+from tests.support.captured import changes, operations, run_sql, stored
+from tests.support.harness import copy_in, execute
+from tests.support.processes import run_code
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -21,7 +21,6 @@ import outbox
 from outbox import events
 from outbox.changes import row_images
 from outbox.testing import drain, published
-from tests.capture.harness import changes, run_sql, stored
 from tests.library.models import (
     AbstractParent,
     Author,
@@ -36,6 +35,7 @@ from tests.library.models import (
     Shelf,
     Specimen,
 )
+from tests.support.captured import changes, run_sql, stored
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -14,10 +14,10 @@ from django.test import RequestFactory
 import outbox
 from outbox.middleware import ContextMiddleware
 from outbox.models import Message
-from tests.capture.harness import run_sql
-from tests.contracts.harness import value
 from tests.library.models import Author, Media
 from tests.shop.events import OrderPlaced
+from tests.support.captured import run_sql
+from tests.support.harness import value
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

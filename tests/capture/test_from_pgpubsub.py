@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from tests.support import ROOT
+from tests.support.processes import ROOT
 
 pgpubsub = pytest.importorskip("pgpubsub", reason="django-pgpubsub is not installed")
 

@@ -14,8 +14,6 @@ import outbox
 from outbox import testing
 from outbox.changes import snapshot
 from outbox.models import Message, Snapshot
-from tests.capture.harness import changes, operations, run_sql, stored
-from tests.contracts.harness import execute, waiting_for_locks
 from tests.library.models import (
     Author,
     Book,
@@ -28,14 +26,16 @@ from tests.library.models import (
     Reader,
     Shelf,
 )
-from tests.support import manage, start_process, wait_until
+from tests.support.captured import changes, operations, run_sql, stored
+from tests.support.harness import execute, waiting_for_locks
+from tests.support.processes import manage, start_process, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ROWS = int(os.environ.get("OUTBOX_SNAPSHOT_ROWS", "20000"))
 RUN = """
 import django; django.setup()
-from outbox import snapshot
+from outbox.changes import snapshot
 from tests.library.models import Counter
 snapshot.run(Counter, chunk_size=500)
 """

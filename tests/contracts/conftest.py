@@ -4,9 +4,9 @@ import re
 import pytest
 from django.db import DatabaseError, connection
 
-from tests.contracts.harness import Background, Gate, backend, execute, value
 from tests.shop.gates import GATES, gate_key
-from tests.support import start_manage, wait_until
+from tests.support.harness import backend, execute, value
+from tests.support.processes import wait_until
 
 REPLACED_HORIZON = """
     CREATE OR REPLACE FUNCTION outbox_horizon() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $function$
@@ -58,51 +58,6 @@ def connect(connect):
 def observer(connect):
     """A raw session that only looks."""
     return connect()
-
-
-@pytest.fixture
-def background():
-    """Start a function in a thread with its own connections; a test that fails does not leave it
-    behind."""
-    threads = []
-
-    def start(function, *arguments):
-        threads.append(Background(function, *arguments))
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.join(30)
-
-
-@pytest.fixture
-def start_command(connect):
-    """Start a management command in a process of its own; it does not outlive the test."""
-    processes = []
-
-    def start(*arguments):
-        processes.append(start_manage(*arguments))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def close_gate(connect, background):
-    """Close the gate of a name; all gates are open again when the test ends, before its threads are
-    awaited."""
-    gates = []
-
-    def close(name):
-        gates.append(Gate(connect(), name))
-        return gates[-1]
-
-    yield close
-    for gate in gates:
-        gate.open()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from django.db import connection
 
-sys.path.append(str(Path(__file__).parent.parent / "examples" / "flights"))
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "flights"))
 
 from flights import timeline
 

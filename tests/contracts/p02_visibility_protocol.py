@@ -11,7 +11,9 @@ from django.db import connection, transaction
 import outbox
 from outbox.models import Message
 from outbox.testing import drain
-from tests.contracts.harness import (
+from tests.shop.events import Countdown, OrderPlaced
+from tests.shop.gates import GATES, gate_key
+from tests.support.harness import (
     DRIVER_ERROR,
     all_floors,
     backend,
@@ -28,9 +30,8 @@ from tests.contracts.harness import (
     value,
     worker,
 )
-from tests.shop.events import Countdown, OrderPlaced
-from tests.shop.gates import GATES, gate_key
-from tests.support import wait_until
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,14 +44,6 @@ WAITING_HORIZON = f"""
 @pytest.fixture
 def session(connect):
     return connect()
-
-
-def publish(*notes):
-    with transaction.atomic():
-        return [
-            outbox.publish(OrderPlaced(order_id=number, note=note))
-            for number, note in enumerate(notes)
-        ]
 
 
 # The horizon and the rows are read under different snapshots.
@@ -95,7 +88,7 @@ def test_the_horizon_is_read_outside_the_transaction_that_reads_the_rows(
     around the question."""
     gate = close_gate("horizon")
     replace_horizon(WAITING_HORIZON)
-    publish("")
+    publish_orders(notes=[""])
     reader = background(worker("billing").run_once)
     (pid,) = wait_until(gate.waiting)
     locked = execute(
@@ -568,7 +561,7 @@ def test_a_prepared_transaction_that_is_rolled_back_leaves_nothing(session, obse
 def test_a_publishing_handler_holds_its_group_back_only_while_its_transaction_is_open(observer):
     """A group whose handler publishes goes through its backlog batch by batch, without a pause
     between them."""
-    publish("", "", "", "")
+    publish_orders(notes=["", "", "", ""])
     publisher = worker("relay", batch_size=1)
     counts = [publisher.run_once() for _ in range(5)]
 
@@ -593,10 +586,10 @@ def test_an_open_publishing_handler_holds_back_what_comes_after_its_floor(
     """A handler's own publish is protected like any other, and what was there before it is free for
     other groups."""
     gate = close_gate("relay")
-    before = publish("", "gate")
+    before = publish_orders(notes=["", "gate"])
     relaying = background(worker("relay").run_once)
     (pid,) = wait_until(gate.waiting)
-    after = publish("")
+    after = publish_orders(notes=[""])
     held, reached = floors(observer, pid), horizon(observer)
     drain("billing")
     handled_meanwhile = handled("billing")

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import outbox
-from outbox import groups
-from outbox.testing import drain
+from outbox.testing import drain, isolated_groups
 
 
 class Witness:
@@ -40,12 +39,5 @@ class Witness:
 @pytest.fixture
 def witness() -> Iterator[Callable[..., Witness]]:
     """Declare a witness for one test; its group is forgotten afterwards."""
-    names = []
-
-    def make(name: str, *channels: str, **options: Any) -> Witness:
-        names.append(name)
-        return Witness(name, *channels, **options)
-
-    yield make
-    for name in names:
-        groups._registry.pop(name, None)
+    with isolated_groups():
+        yield Witness

@@ -1,12 +1,15 @@
-"""The wake-up protocol: a NOTIFY only when somebody sleeps, and none that is missed."""
+"""Promise 9: NOTIFY is a hint. A lost or disabled NOTIFY costs latency and nothing else.
+
+And the wake-up protocol: a NOTIFY only when a worker sleeps, and no wake-up is lost.
+"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,11 @@ from django.db import connection, connections, transaction
 
 import outbox
 from outbox.consuming.notifications import Wakeups
+from outbox.testing import isolated_groups
 from outbox.worker import Worker
-from tests.support import environment, wait_until
+from tests.support.harness import execute, insert, value
+from tests.support.processes import environment, wait_until
+from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -36,7 +42,7 @@ def load(tmp_path):
         with printed.open("w") as output:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.wakeup_load", *arguments],
+                    [sys.executable, "-m", "tests.support.wakeup_load", *arguments],
                     stdout=output,
                     env=environment(),
                     text=True,
@@ -59,11 +65,10 @@ def times(process: subprocess.Popen[str], printed: Path) -> dict[int, float]:
 
 def test_no_message_waits_longer_than_a_second(load):
     """Single messages from four publishers with pauses, roll-backs and savepoints all wake their
-    worker, although it polls only once a minute. OUTBOX_BREAK=look or flight breaks the protocol."""
+    worker, although it polls only once a minute."""
     share = str(MESSAGES // PUBLISHERS)
     lanes = [f"lane-{n}" for n in range(PUBLISHERS)]
-    broken = [os.environ["OUTBOX_BREAK"]] if os.environ.get("OUTBOX_BREAK") else []
-    consumers = [load("consume", lane, share, *broken) for lane in lanes]
+    consumers = [load("consume", lane, share) for lane in lanes]
     publishers = [load("publish", lane, share, str(seed)) for seed, lane in enumerate(lanes)]
     committed = {at: time for each in publishers for at, time in times(*each).items()}
     handled = {at: time for each in consumers for at, time in times(*each).items()}
@@ -79,13 +84,13 @@ def test_no_message_waits_longer_than_a_second(load):
 
 
 class Sleeper:
-    """A worker in a thread that polls once a minute, and the times at which it handled messages."""
+    """A worker in a thread that seldom polls, and the times at which it handled messages."""
 
-    def __init__(self, name: str, *channels: str, **options: object) -> None:
+    def __init__(self, name: str, *channels: str, poll: float = LONG, **options: object) -> None:
         self.group = outbox.ConsumerGroup(name, channels=channels)
         self.handled: dict[int, float] = {}
-        self.group.handler("Tick")(self._tick)
-        self.wakeups = Wakeups([self.group], "default", poll_interval=LONG, **options)  # type: ignore[arg-type]
+        self.group.handler("Order")(self._tick)
+        self.wakeups = Wakeups([self.group], "default", poll_interval=poll, **options)  # type: ignore[arg-type]
         self.worker = Worker([self.group], wakeups=self.wakeups)
         self.sleeps = 0
         self._sleep, self.wakeups._sleep = self.wakeups._sleep, self._count_sleep  # type: ignore[method-assign]
@@ -97,7 +102,7 @@ class Sleeper:
         self.handled[message.position] = time.monotonic()
 
     def _count_sleep(self, seconds: float) -> None:
-        if seconds > 1:
+        if seconds > 0.1:
             self.sleeps += 1
             self.asleep.set()
         self._sleep(seconds)
@@ -123,21 +128,112 @@ def sleeper():
         started.append(Sleeper(name, *channels, **options))
         return started[-1]
 
-    yield start
+    with isolated_groups():
+        yield start
     for each in started:
         each.stop()
 
 
-def publish(channel: str) -> int:
-    with transaction.atomic():
-        return outbox.publish_raw(channel, "Tick", {})
+class WithoutSecondLook(Wakeups):
+    """Breaks the protocol: sleeps as soon as it has the idle locks."""
+
+    def wait(self, horizon: int) -> None:
+        self._become_idle()
+        self._sleep(self._until_due())
+
+
+class WithoutFlightWait(Wakeups):
+    """Breaks the protocol: looks once more, and then sleeps beside an open publisher."""
+
+    def wait(self, horizon: int) -> None:
+        if self._is_idle:
+            self._sleep(self._until_due())
+        else:
+            self._become_idle()
+
+
+def has_slept(kind: type[Wakeups], before: Callable[[], object], between: Callable[[], object]):
+    """Tell whether a worker with such wake-ups goes to sleep though a message has appeared.
+
+    `before` happens before the worker looks for the first time, `between` after that look.
+    """
+    group = outbox.ConsumerGroup("looking", channels=["looking"])
+    wakeups = kind([group], "default", poll_interval=LONG, linger=0.0)
+    slept: list[float] = []
+    wakeups._sleep = slept.append  # type: ignore[method-assign]
+    worker = Worker([group], wakeups=wakeups)
+    before()
+    worker.run_once()
+    between()
+    for _ in range(10):
+        wakeups.wait(worker.horizon)
+        if worker.run_once() is not None:
+            break
+    wakeups.fall_silent()
+    return max(slept, default=0) > 1
+
+
+@pytest.mark.parametrize(("kind", "is_missed"), [(Wakeups, False), (WithoutSecondLook, True)])
+def test_the_second_look_finds_what_came_before_the_lock(kind, is_missed):
+    """A message that commits between the look and the idle lock sends no NOTIFY: the worker looks again
+    before it sleeps. Without that look it would sleep until the next poll."""
+    with isolated_groups():
+        slept = has_slept(kind, lambda: None, lambda: publish(None, channel="looking"))
+
+    assert slept is is_missed
+
+
+@pytest.mark.parametrize(("kind", "is_missed"), [(Wakeups, False), (WithoutFlightWait, True)])
+def test_a_worker_does_not_sleep_beside_an_open_publisher(kind, is_missed, connect):
+    """A publisher whose trigger ran before the idle lock was taken sends no NOTIFY when it commits:
+    the worker stays awake as long as one is open. Else it would sleep until the next poll."""
+    publisher = connect()
+
+    def begin():
+        execute(publisher, "BEGIN")
+        insert(publisher, channel="looking")
+
+    with isolated_groups():
+        slept = has_slept(kind, begin, lambda: None)
+    execute(publisher, "ROLLBACK")
+
+    assert slept is is_missed
+
+
+@pytest.fixture
+def no_notify(connect):
+    """Let publishers find no worker that sleeps, so that no commit carries a NOTIFY."""
+    session = connect()
+    original = value(session, "SELECT pg_get_functiondef('outbox_is_held'::regproc)")
+    execute(
+        session,
+        "CREATE OR REPLACE FUNCTION outbox_is_held(key bigint) RETURNS boolean LANGUAGE sql VOLATILE"
+        " AS 'SELECT false'",
+    )
+    yield
+    execute(session, original)
+
+
+def test_without_any_notify_every_message_is_handled(sleeper, connect, no_notify):
+    """A sleeping worker that no NOTIFY reaches finds each message at its next poll, in order."""
+    worker = sleeper("unheard", "unheard", poll=0.2)
+    positions = []
+    for _ in range(5):
+        assert worker.asleep.wait(60)
+        heard = count_signals(
+            connect(), "unheard", lambda: positions.extend(publish(None, channel="unheard"))
+        )
+        wait_until(lambda: positions[-1] in worker.handled)
+        assert heard == 0
+
+    assert list(worker.handled) == positions
 
 
 def test_a_sleeping_worker_is_woken(sleeper):
     """A message that is published while the worker sleeps is handled long before the next poll."""
     worker = sleeper("woken", "woken")
     assert worker.asleep.wait(30)
-    position = publish("woken")
+    [position] = publish(None, channel="woken")
 
     wait_until(lambda: position in worker.handled, timeout=LONG / 2)
 
@@ -153,7 +249,7 @@ def test_a_rollback_in_front_delays_nobody(sleeper, connect):
         cursor.execute(
             "INSERT INTO outbox_message (channel, type, payload) VALUES ('other', 'Tick', '{}')"
         )
-    position = publish("behind")
+    [position] = publish(None, channel="behind")
     wait_until(lambda: worker.wakeups._short_waits > 4)
     assert position not in worker.handled
     blocker.rollback()
@@ -169,7 +265,7 @@ def test_a_message_wakes_only_the_workers_of_its_channel(sleeper):
     for worker in workers:
         assert worker.asleep.wait(60)
     before = [worker.sleeps for worker in workers]
-    position = publish("lane-7")
+    [position] = publish(None, channel="lane-7")
     wait_until(lambda: position in workers[7].handled)
     wait_until(lambda: workers[7].sleeps > before[7])
 
@@ -182,7 +278,7 @@ def test_a_worker_of_many_channels_is_woken_through_a_bucket(sleeper):
     worker = sleeper("many", *MANY)
     assert worker.asleep.wait(60)
     for channel in (MANY[0], MANY[71], MANY[199]):
-        position = publish(channel)
+        [position] = publish(None, channel=channel)
         wait_until(lambda p=position: p in worker.handled, timeout=LONG / 2)
 
 
@@ -194,7 +290,7 @@ def test_a_transaction_over_many_channels_wakes_their_workers(sleeper):
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO outbox_message (channel, type, payload)"
-            " SELECT unnest(%s::text[]), 'Tick', '{}' RETURNING position, channel",
+            " SELECT unnest(%s::text[]), 'Order', '{}' RETURNING position, channel",
             [MANY],
         )
         positions = {channel: position for position, channel in cursor.fetchall()}
@@ -218,7 +314,7 @@ def test_sleeping_in_3000_channels_costs_32_locks(connect):
 def test_a_busy_system_sends_no_notify(connect):
     """While nobody sleeps, a commit carries no NOTIFY."""
     ears = connect()
-    heard = count_signals(ears, "busy", lambda: publish("busy"))
+    heard = count_signals(ears, "busy", lambda: publish(None, channel="busy"))
 
     assert heard == 0
 
@@ -228,7 +324,7 @@ def test_a_sleeper_is_notified_once_per_commit(sleeper, connect):
     lock = connect()
     with lock.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock_shared(outbox_idle_key('watched'))")
-    heard = count_signals(connect(), "watched", lambda: publish("watched"))
+    heard = count_signals(connect(), "watched", lambda: publish(None, channel="watched"))
 
     assert heard == 1
 
@@ -285,7 +381,7 @@ def traces(cursor):
 def test_poll_only_needs_no_listen(sleeper, connect):
     """With listen=False a worker takes no idle lock, listens to nothing, and finds the message."""
     worker = sleeper("polling", "polling", listen=False)
-    position = publish("polling")
+    [position] = publish(None, channel="polling")
     wait_until(lambda: position in worker.handled)
 
     assert worker.wakeups._raw is None

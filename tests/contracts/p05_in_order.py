@@ -11,19 +11,15 @@ from django.db import connection, transaction
 import outbox
 from outbox.models import Cursor, Message
 from outbox.testing import drain
-from tests.contracts.harness import due_now, exhaust, handled, insert, stored, value, worker
 from tests.shop.events import OrderPlaced, OrderShipped
 from tests.shop.models import Effect, Fault
-from tests.support import wait_until
+from tests.support.harness import due_now, exhaust, handled, insert, stored, value, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_order
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 WORKERS = 3
-
-
-def publish(order_id, note=""):
-    with transaction.atomic():
-        return outbox.publish(OrderPlaced(order_id=order_id, note=note))
 
 
 SLOT_EXPRESSION = """
@@ -104,7 +100,7 @@ def test_parallel_ranges_keep_the_order_of_each_key(background):
 
 def test_parallel_ranges_divide_the_slots():
     """The ranges of a group neither overlap nor leave a slot out."""
-    publish(1)
+    publish_order(1)
     drain("crew")
     cursors = Cursor.objects.filter(group="crew").order_by("slot_from")
     ranges = list(cursors.values_list("slot_from", "slot_to"))
@@ -131,10 +127,10 @@ def test_a_key_is_not_handled_by_two_workers_at_a_time(background, close_gate):
     """While a message of a key is being handled, no other worker handles a later one of that
     key."""
     gate = close_gate("crew")
-    first = publish(1, "gate")
+    first = publish_order(1, "gate")
     claim = background(worker("crew").run_once)
     wait_until(gate.waiting)
-    second = publish(1)
+    second = publish_order(1)
     exhaust(worker("crew"))
     handled_meanwhile = handled("crew")
     gate.open()
@@ -149,10 +145,10 @@ def test_a_busy_range_holds_up_no_other_range(background, close_gate):
     """While one range's worker is busy, the keys of the other ranges are handled."""
     gate = close_gate("crew")
     busy_key, other_key = key_of_slot(1), key_of_slot(30000)
-    busy = publish(busy_key, "gate")
+    busy = publish_order(busy_key, "gate")
     claim = background(worker("crew").run_once)
     wait_until(gate.waiting)
-    other = publish(other_key)
+    other = publish_order(other_key)
     exhaust(worker("crew"))
     handled_meanwhile = handled("crew")
     gate.open()
@@ -165,8 +161,8 @@ def test_a_busy_range_holds_up_no_other_range(background, close_gate):
 def test_a_failing_message_is_not_overtaken_by_its_key():
     """A later message of the key waits until the failing one is done."""
     Fault.objects.create(group="crew")
-    failing = publish(1, "fragile")
-    later = publish(1)
+    failing = publish_order(1, "fragile")
+    later = publish_order(1)
     for _ in range(3):
         drain("crew")
         due_now("crew")
@@ -181,8 +177,8 @@ def test_a_failing_message_is_not_overtaken_by_its_key():
 def test_a_failing_range_holds_up_no_other_range():
     """The keys of other ranges go on while one range backs off."""
     Fault.objects.create(group="crew")
-    publish(key_of_slot(1), "fragile")
-    other = publish(key_of_slot(30000))
+    publish_order(key_of_slot(1), "fragile")
+    other = publish_order(key_of_slot(30000))
     drain("crew")
 
     assert handled("crew") == [other]
@@ -190,8 +186,8 @@ def test_a_failing_range_holds_up_no_other_range():
 
 def test_a_backlog_of_one_range_does_not_starve_another():
     """A worker serves the range that waited longest, not the one that has most to do."""
-    backlog = [publish(key_of_slot(1)) for _ in range(3)]
-    other = publish(key_of_slot(30000))
+    backlog = [publish_order(key_of_slot(1)) for _ in range(3)]
+    other = publish_order(key_of_slot(30000))
     fair = worker("crew", batch_size=1)
     for _ in range(2):
         fair.run_once()

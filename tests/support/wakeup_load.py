@@ -1,13 +1,12 @@
 """The load of the wake-up tests, in processes of its own.
 
-`python -m tests.wakeup_load publish CHANNEL COUNT SEED` publishes with pauses, roll-backs and
+`python -m tests.support.wakeup_load publish CHANNEL COUNT SEED` publishes with pauses, roll-backs and
 savepoints and prints a line "position commit-time" for each message that committed. Most pauses
 are about as long as a worker needs to go idle; after one in a hundred messages comes a silence in
 which a lost wake-up shows.
 
-`python -m tests.wakeup_load consume CHANNEL COUNT [look|flight]` handles COUNT messages and prints
-a line "position handling-time" for each. The last argument breaks the protocol on purpose: `look` sleeps
-as soon as it has the idle locks, `flight` looks once more and then sleeps while publishers are in flight.
+`python -m tests.support.wakeup_load consume CHANNEL COUNT` handles COUNT messages and prints a line
+"position handling-time" for each.
 """
 
 from __future__ import annotations
@@ -32,26 +31,6 @@ SILENCE = 1.5
 
 def tick(payload: object, message: outbox.Message) -> None:
     print(message.position, time.time(), flush=True)
-
-
-class WithoutSecondLook(Wakeups):
-    def wait(self, horizon: int) -> None:
-        self._become_idle()
-        if self._is_idle:
-            self._sleep(self._until_due())
-            self._drop_locks()
-
-
-class WithoutFlightWait(Wakeups):
-    def wait(self, horizon: int) -> None:
-        if self._is_idle:
-            self._sleep(self._until_due())
-            self._drop_locks()
-        else:
-            self._become_idle()
-
-
-VARIANTS = {"": Wakeups, "look": WithoutSecondLook, "flight": WithoutFlightWait}
 
 
 def publish(channel: str, count: int, seed: int) -> None:
@@ -80,10 +59,10 @@ def attempt(channel: str, dice: random.Random) -> int | None:
     return position
 
 
-def consume(channel: str, count: int, variant: str = "") -> None:
+def consume(channel: str, count: int) -> None:
     group = outbox.ConsumerGroup(channel, channels=[channel])
     group.handler("Tick")(tick)
-    wakeups = VARIANTS[variant]([group], "default", poll_interval=POLL_INTERVAL, linger=0.0)
+    wakeups = Wakeups([group], "default", poll_interval=POLL_INTERVAL, linger=0.0)
     Worker([group], wakeups=wakeups).run(max_messages=count)
 
 
@@ -91,4 +70,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "publish":
         publish(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        consume(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+        consume(sys.argv[2], int(sys.argv[3]))

@@ -19,11 +19,11 @@ driver = importlib.import_module("psycopg" if is_psycopg3 else "psycopg2")
 DJANGO_OPTIONS = {"assume_role", "isolation_level", "pool", "server_side_binding"}
 """Options of DATABASES that Django keeps from the driver."""
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent
-MANAGE = Path(__file__).with_name("manage.py")
+ROOT = Path(__file__).resolve().parents[2]
+MANAGE = ROOT / "tests" / "manage.py"
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 60.0, message: str = "") -> T:
     """Call the predicate until what it returns is true, and return that; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := predicate()):

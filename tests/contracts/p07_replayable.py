@@ -2,24 +2,14 @@
 
 import pytest
 from django.core.management import call_command
-from django.db import transaction
 
-import outbox
 from outbox.models import Cursor
 from outbox.testing import drain
-from tests.contracts.harness import cursor_of, execute, handled, insert, stored, worker
-from tests.shop.events import OrderPlaced
-from tests.support import wait_until
+from tests.support.harness import cursor_of, execute, handled, insert, stored, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def publish(*notes):
-    with transaction.atomic():
-        return [
-            outbox.publish(OrderPlaced(order_id=number, note=note))
-            for number, note in enumerate(notes)
-        ]
 
 
 def reset(group, *arguments):
@@ -28,7 +18,7 @@ def reset(group, *arguments):
 
 def test_reset_to_earliest_handles_everything_again():
     """After a reset to the earliest position the group handles every message again, in order."""
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     drain("billing")
     reset("billing", "--to-earliest", "--execute")
     drain("billing")
@@ -39,10 +29,10 @@ def test_reset_to_earliest_handles_everything_again():
 def test_reset_to_latest_skips_what_is_pending():
     """After a reset to the latest position only later messages are handled."""
     drain("billing")
-    publish("", "")
+    publish_orders(notes=["", ""])
     reset("billing", "--to-latest", "--execute")
     drain("billing")
-    later = publish("")
+    later = publish_orders(notes=[""])
     drain("billing")
 
     assert handled("billing") == later
@@ -67,7 +57,7 @@ def test_reset_to_latest_passes_no_open_publisher(connect):
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_reset_to_a_position_handles_what_comes_after_it(index):
     """The next message handled is the first with a greater position."""
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     drain("billing")
     reset("billing", "--to-position", positions[index], "--execute")
     drain("billing")
@@ -78,7 +68,7 @@ def test_reset_to_a_position_handles_what_comes_after_it(index):
 def test_reset_forward_skips_what_lies_between():
     """A reset may also move a cursor forward."""
     drain("billing")
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     reset("billing", "--to-position", positions[1], "--execute")
     drain("billing")
 
@@ -88,9 +78,9 @@ def test_reset_forward_skips_what_lies_between():
 @pytest.mark.parametrize("group", ["billing", "crew"])
 def test_a_group_that_never_ran_starts_where_it_was_reset_to(group):
     """A reset before the first worker's start counts: what it skipped is not handled."""
-    publish("", "")
+    publish_orders(notes=["", ""])
     reset(group, "--to-latest", "--execute")
-    later = publish("")
+    later = publish_orders(notes=[""])
     drain(group)
 
     assert handled(group) == later
@@ -98,7 +88,7 @@ def test_a_group_that_never_ran_starts_where_it_was_reset_to(group):
 
 def test_without_execute_nothing_is_moved():
     """A reset is a dry run unless `--execute` is given."""
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     drain("billing")
     before = list(Cursor.objects.values())
     reset("billing", "--to-earliest")
@@ -111,7 +101,7 @@ def test_without_execute_nothing_is_moved():
 
 def test_a_reset_moves_every_range_of_the_group():
     """A group with parallel ranges handles everything again, each message once more."""
-    positions = publish("", "", "", "", "", "")
+    positions = publish_orders(notes=["", "", "", "", "", ""])
     drain("crew")
     reset("crew", "--to-earliest", "--execute")
     drain("crew")
@@ -124,7 +114,7 @@ def test_a_reset_waits_for_the_open_batch_and_is_not_overwritten_by_it(
 ):
     """A reset during a batch takes effect after it: the batch's advance does not undo the reset."""
     gate = close_gate("billing")
-    positions = publish("", "gate", "")
+    positions = publish_orders(notes=["", "gate", ""])
     claim = background(worker("billing").run_once)
     (consumer,) = wait_until(gate.waiting)
     resetting = background(reset, "billing", "--to-earliest", "--execute")
@@ -149,7 +139,7 @@ def test_a_reset_waits_for_the_open_batch_and_is_not_overwritten_by_it(
 def test_a_reset_is_seen_by_a_worker_that_goes_on():
     """A worker that runs on handles the replayed messages, whatever it remembers of the horizon."""
     running = worker("billing", batch_size=1)
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     running.run_once()
     running.run_once()
     reset("billing", "--to-earliest", "--execute")
@@ -161,7 +151,7 @@ def test_a_reset_is_seen_by_a_worker_that_goes_on():
 
 def test_a_replay_changes_nothing_in_the_log():
     """Replaying reads the log and leaves it as it is."""
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     drain("billing")
     reset("billing", "--to-earliest", "--execute")
     drain("billing")
@@ -172,7 +162,7 @@ def test_a_replay_changes_nothing_in_the_log():
 def test_a_replay_counts_anew():
     """`processed` counts the messages since the last reset, so that it can be held against the
     log."""
-    publish("", "", "")
+    publish_orders(notes=["", "", ""])
     drain("billing")
     reset("billing", "--to-earliest", "--execute")
     drain("billing")

@@ -1,4 +1,4 @@
-"""A worker of a leased group in a process of its own: `python leased_worker.py LEASE`.
+"""A worker of a leased group in a process of its own: `python -m tests.support.leased_worker LEASE`.
 
 The handler records an effect with this process's id, then waits at the gate "leased" when the
 payload says so. The worker ends when nothing is pending any more.

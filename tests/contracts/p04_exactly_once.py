@@ -8,7 +8,10 @@ from django.db import DatabaseError, connection, transaction
 
 import outbox
 from outbox.testing import drain
-from tests.contracts.harness import (
+from tests.shop.consumers import Broken
+from tests.shop.events import OrderPlaced
+from tests.shop.models import Effect, Fault
+from tests.support.harness import (
     cursor_of,
     due_now,
     execute,
@@ -19,21 +22,10 @@ from tests.contracts.harness import (
     terminate,
     worker,
 )
-from tests.shop.consumers import Broken
-from tests.shop.events import OrderPlaced
-from tests.shop.models import Effect, Fault
-from tests.support import wait_until
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def publish(*notes):
-    """Publish one message a note in one transaction; return their positions."""
-    with transaction.atomic():
-        return [
-            outbox.publish(OrderPlaced(order_id=number, note=note))
-            for number, note in enumerate(notes)
-        ]
 
 
 def work_until_cut(*names):
@@ -47,7 +39,7 @@ def work_until_cut(*names):
 
 def test_each_message_is_handled_once():
     """Every message is handled, and asking again handles nothing."""
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
     counts = [drain("billing"), drain("billing")]
 
     assert counts == [3, 0]
@@ -60,7 +52,7 @@ def test_effects_and_cursor_become_visible_together(background, close_gate):
     drain("billing")
     before = cursor_of("billing").position
     gate = close_gate("billing")
-    positions = publish("", "", "gate", "")
+    positions = publish_orders(notes=["", "", "gate", ""])
     claim = background(worker("billing").run_once)
     wait_until(gate.waiting)
     seen_in_the_middle = handled("billing"), cursor_of("billing").position
@@ -77,7 +69,7 @@ def test_a_failing_handler_leaves_no_effect():
     """What a handler wrote before it failed is undone, and the cursor says which failure it waits
     for."""
     Fault.objects.create(group="billing")
-    publish("fragile")
+    publish_orders(notes=["fragile"])
     drain("billing")
     cursor = cursor_of("billing")
 
@@ -92,7 +84,7 @@ def test_messages_before_a_failing_one_are_handled_once():
     """When message k of a batch fails, the messages before it are done, each once, and none after
     it is."""
     Fault.objects.create(group="billing")
-    positions = publish("", "", "fragile", "", "")
+    positions = publish_orders(notes=["", "", "fragile", "", ""])
     drain("billing")
     handled_meanwhile, reached = handled("billing"), cursor_of("billing").position
     Fault.objects.all().delete()
@@ -108,7 +100,7 @@ def test_a_message_that_fails_again_and_again_is_handled_once_in_the_end():
     """Each failed attempt is undone whole; the attempt that succeeds is the only one that left
     anything."""
     Fault.objects.create(group="billing")
-    positions = publish("", "fragile", "")
+    positions = publish_orders(notes=["", "fragile", ""])
     attempts = []
     for _ in range(3):
         drain("billing")
@@ -126,7 +118,7 @@ def test_a_message_that_fails_again_and_again_is_handled_once_in_the_end():
 def test_two_failing_messages_of_a_batch_do_not_double_their_neighbours():
     """The prefix rule holds again and again within one batch."""
     Fault.objects.create(group="billing")
-    positions = publish("", "fragile", "", "", "fragile", "")
+    positions = publish_orders(notes=["", "fragile", "", "", "fragile", ""])
     for _ in range(2):
         drain("billing")
         due_now("billing")
@@ -140,7 +132,7 @@ def test_a_swallowed_database_error_counts_as_a_failure():
     """A handler that hides an error that broke its transaction has failed: nothing is half done,
     nothing is lost."""
     Fault.objects.create(group="billing")
-    positions = publish("", "swallow", "")
+    positions = publish_orders(notes=["", "swallow", ""])
     drain("billing")
     handled_meanwhile, cursor = handled("billing"), cursor_of("billing")
     Fault.objects.all().delete()
@@ -156,7 +148,7 @@ def test_a_worker_cut_off_in_its_batch_has_done_nothing(background, close_gate, 
     """When the server ends a worker's session in the middle of a batch, the next worker handles the
     batch once."""
     gate = close_gate("billing")
-    positions = publish("", "", "gate", "")
+    positions = publish_orders(notes=["", "", "gate", ""])
     victim = background(work_until_cut, "billing")
     (pid,) = wait_until(gate.waiting)
     terminate(observer, pid)
@@ -174,7 +166,7 @@ def test_a_worker_process_killed_in_its_batch_has_done_nothing(start_command, cl
     """SIGKILL in the middle of a batch: no effect stays, no lock stays, and the next worker handles
     the batch once."""
     gate = close_gate("billing")
-    positions = publish("", "", "gate", "")
+    positions = publish_orders(notes=["", "", "gate", ""])
     process = start_command("consume", "billing")
     (pid,) = wait_until(gate.waiting)
     os.kill(process.pid, signal.SIGKILL)
@@ -213,7 +205,7 @@ def test_a_second_worker_leaves_a_claimed_cursor_alone(background, close_gate):
     """While one worker holds the claim, another finds nothing to do; it neither waits nor handles a
     message twice."""
     gate = close_gate("billing")
-    positions = publish("", "gate", "")
+    positions = publish_orders(notes=["", "gate", ""])
     first = background(worker("billing").run_once)
     wait_until(gate.waiting)
     second = worker("billing").run_once()
@@ -231,7 +223,7 @@ def test_a_commit_whose_answer_is_lost_is_not_repeated(
     """The batch is committed, but the worker's session dies before it hears so: the batch is not
     handled again."""
     drain("billing")
-    positions = publish("", "", "")
+    positions = publish_orders(notes=["", "", ""])
 
     def work_unconfirmed():
         unconfirmed_commits.choose(connection)

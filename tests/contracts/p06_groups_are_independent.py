@@ -10,20 +10,13 @@ from django.utils import timezone
 import outbox
 from outbox.models import Cursor
 from outbox.testing import drain
-from tests.contracts.harness import cursor_of, exhaust, handled, stored, worker
-from tests.shop.events import OrderPlaced, PaymentTaken
+from tests.shop.events import PaymentTaken
 from tests.shop.models import Fault
-from tests.support import wait_until
+from tests.support.harness import cursor_of, exhaust, handled, stored, worker
+from tests.support.processes import wait_until
+from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def publish(*notes):
-    with transaction.atomic():
-        return [
-            outbox.publish(OrderPlaced(order_id=number, note=note))
-            for number, note in enumerate(notes)
-        ]
 
 
 def rows_of(group):
@@ -33,7 +26,7 @@ def rows_of(group):
 
 def test_every_group_handles_every_message_of_its_channels():
     """Groups do not share messages out between them: each handles them all."""
-    positions = publish("", "")
+    positions = publish_orders(notes=["", ""])
     with transaction.atomic():
         payment = outbox.publish(PaymentTaken(order_id=1))
     for group in ("billing", "shipping", "audit", "crew"):
@@ -47,7 +40,7 @@ def test_every_group_handles_every_message_of_its_channels():
 
 def test_a_group_that_was_never_started_holds_up_nobody():
     """A group without any worker neither delays others nor loses what it has not yet read."""
-    positions = publish("", "")
+    positions = publish_orders(notes=["", ""])
     drain("billing")
     drain("shipping")
 
@@ -58,7 +51,7 @@ def test_a_group_that_was_never_started_holds_up_nobody():
 def test_a_failing_group_holds_up_no_other():
     """While one group backs off, another one handles the same messages to the end."""
     Fault.objects.create(group="billing")
-    positions = publish("", "fragile", "")
+    positions = publish_orders(notes=["", "fragile", ""])
     drain("billing")
     drain("shipping")
 
@@ -72,7 +65,7 @@ def test_a_failing_group_holds_up_no_other_of_the_same_worker():
     """A worker that serves a failing group still serves its other groups, whatever the order of
     their names."""
     Fault.objects.create(group="billing")
-    positions = publish("fragile", "", "")
+    positions = publish_orders(notes=["fragile", "", ""])
     both = worker("billing", "shipping", batch_size=1)
     exhaust(both)
 
@@ -84,7 +77,7 @@ def test_a_busy_group_holds_up_no_other(background, close_gate):
     """While one group is in the middle of a batch, another one handles the same messages to the
     end."""
     gate = close_gate("billing")
-    positions = publish("", "gate", "")
+    positions = publish_orders(notes=["", "gate", ""])
     busy = background(worker("billing").run_once)
     wait_until(gate.waiting)
     drain("shipping")
@@ -100,11 +93,11 @@ def test_a_busy_group_holds_up_no_other(background, close_gate):
 def test_a_lagging_group_holds_up_no_other():
     """A group that is far behind and one that is up to date read the same log at their own
     cursors."""
-    publish("", "", "", "")
+    publish_orders(notes=["", "", "", ""])
     slow = worker("billing", batch_size=1)
     slow.run_once()
     drain("shipping")
-    publish("")
+    publish_orders(notes=[""])
     drain("shipping")
 
     assert handled("shipping") == stored()
@@ -114,7 +107,7 @@ def test_a_lagging_group_holds_up_no_other():
 
 def test_a_backlog_of_one_group_does_not_starve_another_of_the_same_worker():
     """A worker serves the group that waited longest, not the one that has most to do."""
-    positions = publish("", "", "", "")
+    positions = publish_orders(notes=["", "", "", ""])
     both = worker("billing", "shipping", batch_size=1)
     for _ in range(4):
         both.run_once()
@@ -129,7 +122,7 @@ def test_a_paused_group_holds_up_no_other():
     Cursor.objects.filter(group="billing").update(
         paused_until=timezone.now() + datetime.timedelta(days=1)
     )
-    positions = publish("", "")
+    positions = publish_orders(notes=["", ""])
     drain("billing")
     drain("shipping")
     handled_meanwhile = handled("billing")
@@ -144,7 +137,7 @@ def test_a_paused_group_holds_up_no_other():
 def test_a_replay_touches_no_other_group():
     """Resetting one group changes nothing about another, and makes nobody else handle a message
     again."""
-    positions = publish("", "")
+    positions = publish_orders(notes=["", ""])
     drain("billing")
     drain("shipping")
     before = rows_of("shipping")
@@ -160,11 +153,11 @@ def test_a_replay_touches_no_other_group():
 
 def test_consuming_writes_only_to_the_groups_own_cursors():
     """A group that handles, fails and retries leaves every other group's rows as they were."""
-    publish("", "")
+    publish_orders(notes=["", ""])
     drain("shipping")
     before = rows_of("shipping")
     Fault.objects.create(group="billing")
-    publish("fragile", "")
+    publish_orders(notes=["fragile", ""])
     drain("billing")
     drain("crew")
 
@@ -173,7 +166,7 @@ def test_consuming_writes_only_to_the_groups_own_cursors():
 
 def test_parallelism_is_a_groups_own():
     """Four ranges of one group beside one range of another: both see every message."""
-    positions = publish("", "", "", "", "", "")
+    positions = publish_orders(notes=["", "", "", "", "", ""])
     drain("crew")
     drain("billing")
 
@@ -186,7 +179,7 @@ def test_parallelism_is_a_groups_own():
 def test_a_channel_of_a_group_holds_up_no_other_channel():
     """A group that fails in one of its channels goes on in the other."""
     Fault.objects.create(group="audit")
-    publish("fragile")
+    publish_orders(notes=["fragile"])
     with transaction.atomic():
         payment = outbox.publish(PaymentTaken(order_id=1))
     drain("audit")

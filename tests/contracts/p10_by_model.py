@@ -23,12 +23,13 @@ from hypothesis.stateful import (
 )
 
 import outbox
-from outbox import groups
 from outbox.models import Cursor, ParkedMessage
 from outbox.operations import redrives
+from outbox.testing import isolated_groups
 from outbox.worker import Worker
-from tests.failing import account, publish
 from tests.shop.models import Effect
+from tests.support.failing import account
+from tests.support.publishing import publish
 
 EXAMPLES = int(os.environ.get("OUTBOX_TEST_EXAMPLES", "20"))
 PHASES = [Phase.generate] if EXAMPLES <= 20 else [Phase.generate, Phase.shrink]
@@ -98,6 +99,8 @@ class Machine(RuleBasedStateMachine):
             cursor.execute(
                 "TRUNCATE outbox_message, outbox_cursor, outbox_parked_message, shop_effect"
             )
+        self.isolation = isolated_groups()
+        self.isolation.__enter__()
         self.published: dict[int, str | None] = {}
         self.models = {name: Model(name) for name in GROUPS}
         self.groups = {name: self.declare(name, options) for name, options in GROUPS.items()}
@@ -249,8 +252,7 @@ class Machine(RuleBasedStateMachine):
             assert sorted(places) == sorted(self.published), name
 
     def teardown(self):
-        for name in GROUPS:
-            groups._registry.pop(name, None)
+        self.isolation.__exit__(None, None, None)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from tests.support import ROOT, open_session
+from tests.support.processes import ROOT, open_session
 
 
 class Project:

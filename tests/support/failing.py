@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection
 
 import outbox
-from outbox import groups
 from outbox.models import Cursor, Message, ParkedMessage
+from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.shop.models import Effect
+from tests.support.publishing import CHANNEL
 
-CHANNEL = "trouble"
 AT_ONCE = outbox.Retry(max_attempts=3, base=0, jitter=False)
 """Three tries without a pause between them."""
 
@@ -81,24 +81,12 @@ class Script:
 @pytest.fixture
 def script() -> Iterator[Any]:
     """Declare a group for one test; it is forgotten afterwards."""
-    made: list[Script] = []
 
     def make(name: str = "scripted", **options: Any) -> Script:
-        made.append(Script(name, **options))
-        return made[-1]
+        return Script(name, **options)
 
-    yield make
-    for each in made:
-        groups._registry.pop(each.group.name, None)
-
-
-def publish(*keys: str | None) -> list[int]:
-    """Publish one message a key in one transaction; return their positions."""
-    with transaction.atomic():
-        return [
-            outbox.publish_raw(CHANNEL, "Order", {"number": number}, key=key)
-            for number, key in enumerate(keys)
-        ]
+    with isolated_groups():
+        yield make
 
 
 def account(group: str) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.testing import drain
-from tests.contracts.harness import (
+from tests.shop.events import OrderPlaced
+from tests.support.harness import (
     backend,
     execute,
     exhaust,
@@ -20,8 +21,7 @@ from tests.contracts.harness import (
     waiting_for_locks,
     worker,
 )
-from tests.shop.events import OrderPlaced
-from tests.support import wait_until
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

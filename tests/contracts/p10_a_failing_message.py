@@ -6,10 +6,10 @@ import pytest
 import outbox
 from outbox.models import Cursor
 from outbox.operations import redrives
-from tests.failing import account, publish, script
+from tests.support.failing import account
+from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["script"]
 
 
 def test_a_message_that_goes_on_failing_is_parked(script):
@@ -26,7 +26,7 @@ def test_a_message_that_goes_on_failing_is_parked(script):
     assert (parked.position, parked.reason, parked.attempts) == (position, "failed", 3)
     assert parked.error_class == "builtins.ValueError"
     assert parked.error == "no such order"
-    assert "tests/failing.py" in parked.traceback
+    assert "tests/support/failing.py" in parked.traceback
     assert parked.first_failed_at <= parked.last_failed_at <= parked.parked_at
     assert billing.cursor().position >= position
     assert again == 0

@@ -1,0 +1,1 @@
+"""What the tests share: fixtures, raw sessions, processes, groups of a single test."""
