@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.backends.signals import connection_created
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
@@ -14,9 +15,12 @@ class OutboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks; import `events` and `consumers` of the installed apps."""
+        """Register checks and receivers; import the `events` and `consumers` of each app."""
         from . import checks  # noqa: F401
+        from .database import use_iso_dates
         from .retention import rules  # noqa: F401
+
+        connection_created.connect(use_iso_dates)
 
         autodiscover_modules("events")
         autodiscover_modules("consumers")

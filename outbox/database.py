@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from .exceptions import BrokenTransaction
+from .sql import statement
 
 CONFLICTS = ("40001", "40P01")
 """Serialization failure, deadlock."""
@@ -17,6 +18,20 @@ IDLE = 0
 IN_TRANSACTION = 2
 IN_ERROR = 3
 UNKNOWN = 4
+
+
+def use_iso_dates(connection: Any, **_: Any) -> None:
+    """Let a new connection write times as ISO 8601, as psycopg2 does of its own accord.
+
+    psycopg 3 keeps the server's DateStyle and cannot read a time with zone in any other.
+    `connection`: Django's; this is a receiver of its signal `connection_created`.
+    """
+    if connection.vendor != "postgresql":
+        return
+    if (connection.connection.info.parameter_status("DateStyle") or "").startswith("ISO"):
+        return
+    with connection.connection.cursor() as cursor:
+        cursor.execute(statement("use_iso_dates"))
 
 
 def status_reader(raw: Any) -> Callable[[], int]:

@@ -29,6 +29,8 @@ Target = tuple[str, str, events.EventType | None]
 """Channel, type name, and the class of the events."""
 
 GROUP_LENGTH = 63
+LONGEST_LEASE = 365 * 86400.0
+"""Seconds."""
 MOST_RANGES = 1024
 
 _registry: dict[str, ConsumerGroup] = {}
@@ -212,7 +214,10 @@ class ConsumerGroup:
                 self.delivery in ("exactly_once", "at_least_once"),
                 '"exactly_once" or "at_least_once"',
             ),
-            "lease": (is_number(self.lease, 0, is_above=True), "seconds above 0"),
+            "lease": (
+                is_number(self.lease, 0, LONGEST_LEASE, is_above=True),
+                "seconds above 0, at most a year",
+            ),
             "timeout": (
                 timeout is None or is_number(timeout, 0, is_above=True),
                 "seconds above 0, or None",

@@ -1,8 +1,10 @@
 """The status of groups: what is late, by how much, why, and who holds it."""
 
+import json
 import os
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as zone
 
 import pytest
 from django.db import connection, transaction
@@ -14,14 +16,14 @@ from outbox.consuming import cursors
 from outbox.consuming.cursors import register
 from outbox.exceptions import UnknownGroup
 from outbox.models import Cursor, Message
-from outbox.operations import pauses, replay, status
+from outbox.operations import pauses, replay, scaling, status
 from outbox.operations.sessions import worker_sessions
 from outbox.testing import drain
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Fault
 from tests.support.harness import Background, Gate, backend, execute, insert, worker
-from tests.support.processes import wait_until
+from tests.support.processes import manage, wait_until
 from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -428,3 +430,97 @@ def test_fifty_groups_are_listed_in_less_than_a_second():
     assert all(
         abs((now - oldest[each.group]).total_seconds() - each.lag_seconds) < 5 for each in states
     )
+
+
+ODD_CLOCKS = [
+    timedelta(hours=-7),
+    timedelta(days=-3653),
+    timedelta(0),
+    timedelta(days=1),
+    timedelta(days=3653),
+]
+
+
+@pytest.mark.parametrize("moved", ODD_CLOCKS, ids=str)
+@pytest.mark.parametrize("rate", [0.0, 5e-324, 1e-6, 3.0, 1e308])
+def test_any_time_of_the_last_commit_has_a_status(moved, rate):
+    """A group that was idle for years, or a clock that was set back, breaks no status and no claim."""
+    publish_orders(3)
+    drain("billing")
+    at = timezone.now() + moved
+    Cursor.objects.update(updated_at=at, served_at=at, rate=rate)
+    publish_orders(2)
+    described, (checked, _) = status.describe("billing").summary, status.check("billing", lag=1)
+    if cursors.LEAST_RATE <= rate <= 1000:  # as a worker stores it
+        scaling.scale("billing", 2)
+    drain("billing")
+
+    assert described.lag == checked.lag == 2
+    assert 0 <= described.rate <= rate
+    assert described.lag_seconds >= 0
+    assert all(
+        cursor.rate == 0 or cursor.rate >= cursors.LEAST_RATE for cursor in handled_cursors()
+    )
+
+
+def handled_cursors():
+    """The cursors of the group whose last commit is new."""
+    return [each for each in Cursor.objects.filter(group="billing") if each.processed]
+
+
+@pytest.mark.parametrize("until", [datetime.max, datetime(9999, 12, 31, 23, 59)])
+@pytest.mark.parametrize("hours", [-12, 0, 14])
+def test_a_pause_to_the_end_of_time_can_be_read_back(until, hours):
+    """An end that lies beyond the last year of Python's calendar is the end of all pauses."""
+    register([consumers.billing], "default")
+    pauses.pause("billing", until=until.replace(tzinfo=zone(timedelta(hours=hours))))
+
+    assert state().status == "paused"
+    assert all(
+        cursor.paused_until <= pauses.FOREVER
+        for cursor in Cursor.objects.all()
+        if cursor.paused_until
+    )
+
+
+STYLES = [
+    ("German, DMY", "postgres_verbose", "Pacific/Kiritimati"),
+    ("SQL, MDY", "sql_standard", "America/St_Johns"),
+    ("Postgres, DMY", "iso_8601", "Asia/Kathmandu"),
+    ("ISO, YMD", "postgres", "UTC"),
+]
+
+
+@pytest.mark.parametrize(("dates", "intervals", "time_zone"), STYLES, ids=[s[0] for s in STYLES])
+def test_no_style_of_dates_and_intervals_disturbs_a_command(dates, intervals, time_zone):
+    """Whatever the database sets for its sessions, messages are handled and every verb can tell of them."""
+    name = connection.ops.quote_name(connection.settings_dict["NAME"])
+    settings = {"DateStyle": dates, "IntervalStyle": intervals, "TimeZone": time_zone}
+    with connection.cursor() as cursor:
+        for setting, value in settings.items():
+            cursor.execute(f"ALTER DATABASE {name} SET {setting} TO %s", [value])
+    try:
+        publish_orders(2)
+        results = {
+            words: manage(*words.split())
+            for words in (
+                "consume billing --drain", "outbox groups", "outbox describe billing", "outbox check billing --lag 9",
+                "outbox tail --json", "outbox pause billing --until 2999-01-31T12:00:00+00:00", "outbox resume billing",
+                "outbox audit billing", "outbox parked billing --json",
+                "outbox reset billing --by-duration P1D", "outbox reset billing --to-datetime 2000-01-31T12:00:00+00:00",
+            )
+        }  # fmt: skip
+    finally:
+        with connection.cursor() as cursor:
+            for setting in settings:
+                cursor.execute(f"ALTER DATABASE {name} RESET {setting}")
+    ages = [
+        json.loads(line)["created_at"] for line in results["outbox tail --json"].stdout.splitlines()
+    ]
+
+    assert {words: done.stderr for words, done in results.items() if done.returncode} == {}
+    assert all(
+        abs(timezone.now() - datetime.fromisoformat(each)) < timedelta(minutes=10)
+        for each in ages[-2:]
+    )
+    assert " 2 messages" not in results["outbox describe billing"].stdout

@@ -28,6 +28,8 @@ from .idle_ranges import IdleRanges
 SLOTS = 32768
 IDLE_GAP = 10_000
 """Positions a range without messages may lag behind before it is moved to the horizon."""
+LEAST_RATE = 1e-6
+"""Messages per second below which the rate counts as 0."""
 RATE_SECONDS = 30.0
 """Time constant of a range's average rate."""
 
@@ -234,7 +236,9 @@ def advance(claim: Claim, change: Advance, using: str, lease: float | None = Non
 def _rate(claim: Claim, count: int) -> float:
     seconds = max(claim.idle_seconds, 0.001)
     kept = math.exp(-seconds / RATE_SECONDS)
-    return claim.rate * kept + count * (1 - kept) / seconds
+    rate = claim.rate * kept + count * (1 - kept) / seconds
+    # PostgreSQL refuses arithmetic that underflows: store no number that comes near to it.
+    return rate if rate >= LEAST_RATE else 0.0
 
 
 def lock(cursor_id: int, using: str) -> tuple[Claim, str | None] | None:

@@ -36,7 +36,7 @@ def pause(
     """
     if until is not None and (until.tzinfo is None or until <= scalar("read_clock", using)):
         raise InvalidPause(until=until.isoformat())
-    end = until or FOREVER
+    end = min(until or FOREVER, FOREVER)
     with transaction.atomic(using=using):
         rows = cursor_locks.hold(group, channels, using)
         with connections[using].cursor() as cursor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -85,7 +86,6 @@ def read_ranges(
         "group": group,
         "budget": budget,
         "least": min(LEAST_BOUND, budget),
-        "rate_seconds": RATE_SECONDS,
     }
     patience = _patience()
     with connections[using].cursor() as cursor:
@@ -134,6 +134,8 @@ def _range(
     status, why = _judge(row, owner, sessions, patience)
     if status == "stalled" and not owner and horizon.held_by is not None:
         why += f"; the horizon is held back by {horizon.held_by}"
+    # The server's clock may have been set back since the last commit.
+    idle_seconds = max(0.0, (row.now - row.updated_at).total_seconds())
     return RangeStatus(
         group=row.group,
         channel=row.channel,
@@ -145,7 +147,7 @@ def _range(
         lag=max(row.messages, int(row.oldest is not None)),
         lag_is_bound=row.is_bound,
         lag_seconds=max(0.0, (row.now - row.oldest).total_seconds()) if row.oldest else 0.0,
-        rate=round(row.rate, 1),
+        rate=round(row.rate * math.exp(-idle_seconds / RATE_SECONDS), 1),
         processed=row.processed,
         skipped=row.skipped,
         parked=row.parked,

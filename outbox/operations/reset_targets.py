@@ -21,6 +21,9 @@ from ..sql import one_row, run_statement, scalar
 CLOCK_SKEW = datetime.timedelta(seconds=10)
 """How far times of publication may be out of order with positions, for a reset to a time."""
 
+FIRST_TIME = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+"""The first time that Python can name."""
+
 Target = Callable[[CursorRow], int]
 
 
@@ -71,10 +74,11 @@ class Scenario:
         if time.tzinfo is None:
             raise InvalidReset(f"{time.isoformat()} has no time zone: write it with one.")
         low, high = self.earliest + 1, self.latest + 1
+        well_before = max(time, FIRST_TIME + CLOCK_SKEW) - CLOCK_SKEW
         while low < high:
             middle = (low + high) // 2
             found = one_row("first_message", self.using, position=middle)
-            if found is None or found[0] > self.latest or found[1] >= time - CLOCK_SKEW:
+            if found is None or found[0] > self.latest or found[1] >= well_before:
                 high = middle
             else:
                 low = found[0] + 1
@@ -98,7 +102,12 @@ class Scenario:
         return lambda row: position
 
     def _by_duration(self, duration: datetime.timedelta) -> Target:
-        return self._to_time(scalar("read_clock", self.using) - duration)
+        now = scalar("read_clock", self.using)
+        try:
+            time = now - duration
+        except OverflowError:
+            time = FIRST_TIME if duration > datetime.timedelta(0) else now
+        return self._to_time(time)
 
     def _to_group(self, other: ConsumerGroup | str) -> Target:
         name = known_group(other, self.using)

@@ -5,9 +5,7 @@
 SELECT
     id, "group", channel, slot_from, slot_to, position, seen_position, generation, processed,
     skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
-    served_at, updated_at, backlog.messages, backlog.is_bound, backlog.oldest,
-    rate * exp(extract(epoch FROM updated_at - clock_timestamp())::float8 / %(rate_seconds)s)
-        AS rate,
+    served_at, updated_at, rate, backlog.messages, backlog.is_bound, backlog.oldest,
     clock_timestamp() AS now
 FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(
@@ -24,14 +22,15 @@ ORDER BY "group", channel, slot_from
 SELECT
     messages,
     is_bound,
-    COALESCE(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
+    GREATEST(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
 FROM outbox_backlog(%(channel)s, 0, 0, 32767, %(most)s)
 
 -- name: see_workers
 -- Reads the sessions of this database that call themselves workers, and the claims they hold.
 SELECT
     pid, application_name, COALESCE(host(client_addr), 'local'), backend_start,
-    COALESCE(state, ''), extract(epoch FROM clock_timestamp() - xact_start)::float8,
+    COALESCE(state, ''),
+    extract(epoch FROM GREATEST(clock_timestamp() - xact_start, interval '0'))::float8,
     COALESCE(claims.cursors, '{}')
 FROM pg_stat_activity
 LEFT JOIN (
@@ -52,7 +51,7 @@ SELECT
     COALESCE(usename, owner, ''),
     COALESCE(state, CASE WHEN gid IS NULL THEN '' ELSE 'prepared' END),
     COALESCE(prepared, xact_start),
-    COALESCE(extract(epoch FROM clock_timestamp() - COALESCE(prepared, xact_start)), 0)::float8,
+    GREATEST(extract(epoch FROM clock_timestamp() - COALESCE(prepared, xact_start)), 0)::float8,
     COALESCE(query, ''),
     COALESCE(gid, '')
 FROM (

@@ -4,6 +4,10 @@
 -- Shows in pg_stat_activity who works for which groups.
 SELECT set_config('application_name', %(name)s, false)
 
+-- name: use_iso_dates
+-- For the session; the order of day and month stays.
+SELECT set_config('DateStyle', 'ISO', false)
+
 -- name: notice_dead_clients
 -- The server ends a statement that waits for a lock on behalf of a worker that was killed.
 SELECT set_config('client_connection_check_interval', '1000', false)

@@ -11,7 +11,7 @@ from .verb import Verb, failed_check
 
 
 class Audit(Verb):
-    """prove that a group skipped and repeated nothing since its last reset: exit code 3 if not"""
+    """compare a group's counters with the log since its last reset: exit code 3 if they differ"""
 
     name = "audit"
 

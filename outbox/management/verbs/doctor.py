@@ -10,7 +10,7 @@ from .verb import Verb, failed_check
 
 
 class Doctor(Verb):
-    """examine the database for whatever breaks the log: exit code 3 if something does"""
+    """check the database and the settings: exit code 3 if a check fails"""
 
     name = "doctor"
 

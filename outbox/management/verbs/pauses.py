@@ -11,7 +11,7 @@ from .verb import Verb, add_scope, time_with_zone
 
 
 class Pause(Verb):
-    """let a group rest, until a time or until it is resumed"""
+    """pause a group, until a time or until it is resumed"""
 
     name = "pause"
 
@@ -19,11 +19,14 @@ class Pause(Verb):
         """Declare the arguments."""
         add_scope(parser)
         parser.add_argument(
-            "--until", type=time_with_zone, metavar="T", help="a time with zone; else: resume"
+            "--until",
+            type=time_with_zone,
+            metavar="T",
+            help="a time with zone; without it: until resume",
         )
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write where the group rests."""
+        """Write the cursors of the paused group."""
         rows = pauses.pause(
             options["group"],
             until=options["until"],
@@ -36,7 +39,7 @@ class Pause(Verb):
 
 
 class Resume(Verb):
-    """let a paused group go on"""
+    """resume a paused group"""
 
     name = "resume"
 
@@ -45,7 +48,7 @@ class Resume(Verb):
         add_scope(parser)
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write from where the group goes on."""
+        """Write the cursors of the resumed group."""
         rows = pauses.resume(
             options["group"],
             channels=options["channel"],

@@ -11,7 +11,7 @@ from django.forms.models import model_to_dict
 from ...models import ParkedMessage
 from ...operations import action_log, redrives
 from .printer import Printer, ago
-from .verb import Verb, positive
+from .verb import Verb, positive, whole
 
 
 class Parked(Verb):
@@ -23,7 +23,7 @@ class Parked(Verb):
         """Declare the arguments."""
         parser.add_argument("group", metavar="GROUP")
         parser.add_argument("--key", metavar="K", help="only this key")
-        parser.add_argument("--limit", type=positive, metavar="N", help="the first so many")
+        parser.add_argument("--limit", type=positive, metavar="N", help="at most N")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write a line per message."""
@@ -43,11 +43,11 @@ class Redrive(Verb):
         parser.add_argument("group", metavar="GROUP")
         which = parser.add_mutually_exclusive_group(required=True)
         which.add_argument("--key", metavar="K", help="the messages of this key")
-        which.add_argument("--position", type=int, metavar="N", help="those of its key")
+        which.add_argument("--position", type=whole, metavar="N", help="those of its key")
         which.add_argument("--all", action="store_true", help="all of the group")
         parser.add_argument("--limit", type=positive, metavar="N", help="most messages to try")
-        parser.add_argument("--dry-run", action="store_true", help="only count")
-        parser.add_argument("--reason", default="", help="is kept with the record of the change")
+        parser.add_argument("--dry-run", action="store_true", help="count, change nothing")
+        parser.add_argument("--reason", default="", help="stored in the action log")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write how many succeeded, and what failed again."""
@@ -83,15 +83,15 @@ class Redrive(Verb):
 
 
 class Discard(Verb):
-    """drop a parked message for good"""
+    """delete a parked message; it will not be handled"""
 
     name = "discard"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("group", metavar="GROUP")
-        parser.add_argument("--position", type=int, required=True, metavar="N")
-        parser.add_argument("--reason", required=True, help="is kept with the record of the change")
+        parser.add_argument("--position", type=whole, required=True, metavar="N")
+        parser.add_argument("--reason", required=True, help="stored in the action log")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write what was dropped."""

@@ -11,7 +11,7 @@ from ...operations import replay
 from ...operations.reset_targets import Place
 from ...processes.exit_codes import ExitCode
 from .printer import Printer, slots
-from .verb import Verb, duration, time_with_zone
+from .verb import Verb, duration, time_with_zone, whole
 
 
 class Reset(Verb):
@@ -23,20 +23,24 @@ class Reset(Verb):
         """Declare the arguments."""
         parser.add_argument("group", metavar="GROUP")
         parser.add_argument("--channel", action="append", metavar="C", help="only this channel")
-        parser.add_argument("--execute", action="store_true", help="do it")
+        parser.add_argument("--execute", action="store_true", help="change the cursors")
         parser.add_argument("--export", metavar="F", help="write the new positions to a file")
-        parser.add_argument("--reason", default="", help="is kept with the record of the change")
+        parser.add_argument("--reason", default="", help="stored in the action log")
         where = parser.add_mutually_exclusive_group(required=True)
         where.add_argument("--to-earliest", action="store_true", help="before the first message")
-        where.add_argument("--to-latest", action="store_true", help="only what comes from now on")
+        where.add_argument(
+            "--to-latest", action="store_true", help="handle only messages published from now on"
+        )
         where.add_argument("--to-position", type=int, metavar="N", help="just after a position")
-        where.add_argument("--shift-by", type=int, metavar="N", help="by so many positions, ±")
+        where.add_argument(
+            "--shift-by", type=int, metavar="N", help="by N positions, back if negative"
+        )
         where.add_argument(
             "--to-datetime", type=time_with_zone, metavar="T", help="before a time with zone"
         )
-        where.add_argument("--by-duration", type=duration, metavar="D", help="so long before now")
-        where.add_argument("--to-group", metavar="OTHER", help="where another group stands")
-        where.add_argument("--from-file", metavar="F", help="the positions of an --export")
+        where.add_argument("--by-duration", type=duration, metavar="D", help="to D before now")
+        where.add_argument("--to-group", metavar="OTHER", help="to the positions of another group")
+        where.add_argument("--from-file", metavar="F", help="to the positions that --export wrote")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write OLD, NEW, DELTA and how many messages will be handled again."""
@@ -77,8 +81,8 @@ class Skip(Verb):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("group", metavar="GROUP")
-        parser.add_argument("--position", type=int, required=True, metavar="N")
-        parser.add_argument("--reason", required=True, help="is kept with the record of the change")
+        parser.add_argument("--position", type=whole, required=True, metavar="N")
+        parser.add_argument("--reason", required=True, help="stored in the action log")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write what was skipped."""

@@ -8,11 +8,11 @@ from typing import Any
 from ... import groups
 from ...operations import action_log, scaling
 from .printer import Printer, slots
-from .verb import Verb, add_scope, positive
+from .verb import Verb, add_scope, positive, seconds
 
 
 class Scale(Verb):
-    """split or merge the ranges of a group: so many workers can share it"""
+    """split or merge the slot ranges of a group: as many workers can share it"""
 
     name = "scale"
 
@@ -21,7 +21,7 @@ class Scale(Verb):
         add_scope(parser, several=False)
         parser.add_argument("--to", type=positive, required=True, metavar="N", help="ranges")
         parser.add_argument(
-            "--timeout", type=float, default=60.0, metavar="S", help="to wait for workers"
+            "--timeout", type=seconds, default=60.0, metavar="S", help="longest wait for workers"
         )
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from .verb import Verb, positive
 
 
 class TakeSnapshot(Verb):
-    """store a message for each existing row of a captured model; goes on where it was stopped"""
+    """publish a message for each existing row of a captured model; continues a stopped snapshot"""
 
     name = "snapshot"
 
@@ -30,7 +30,9 @@ class TakeSnapshot(Verb):
             help="only rows that match a Django lookup, such as created__gte=2026-01-31",
         )
         parser.add_argument("--chunk-size", type=positive, default=1000, metavar="N")
-        parser.add_argument("--restart", action="store_true", help="begin anew")
+        parser.add_argument(
+            "--restart", action="store_true", help="discard the progress and begin again"
+        )
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write how many messages there are; how far it is, to stderr."""

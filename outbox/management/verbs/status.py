@@ -16,11 +16,11 @@ from ...operations.status import Description, GroupStatus
 from ...processes.exit_codes import ExitCode
 from .printer import Printer, ago, at_least, slots
 from .redrives import print_parked
-from .verb import Verb, failed_check
+from .verb import Verb, failed_check, seconds, whole
 
 
 class Groups(Verb):
-    """list the groups: what is late, and why"""
+    """list the groups with their status and lag"""
 
     name = "groups"
 
@@ -40,7 +40,7 @@ class Groups(Verb):
 
 
 class Describe(Verb):
-    """show one group in full, and who holds the horizon back"""
+    """show one group in full, and the sessions that hold it back"""
 
     name = "describe"
 
@@ -76,11 +76,11 @@ class Check(Verb):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("group", metavar="GROUP")
-        parser.add_argument("--lag", type=int, metavar="N", help="most pending messages")
+        parser.add_argument("--lag", type=whole, metavar="N", help="most pending messages")
         parser.add_argument(
-            "--lag-seconds", type=float, metavar="S", help="greatest age of a pending message"
+            "--lag-seconds", type=seconds, metavar="S", help="greatest age of a pending message"
         )
-        parser.add_argument("--parked", type=int, metavar="N", help="most parked messages")
+        parser.add_argument("--parked", type=whole, metavar="N", help="most parked messages")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write one line; the exit code is the answer."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...operations import tail
 from .printer import Printer
-from .verb import Verb, positive, time_with_zone
+from .verb import Verb, positive, time_with_zone, whole
 
 
 class Tail(Verb):
@@ -63,4 +63,4 @@ def _print_message(printer: Printer, message: tail.StoredMessage) -> None:
 def _start(text: str) -> Any:
     if text in ("earliest", "latest"):
         return text
-    return int(text) if text.isdecimal() else time_with_zone(text)
+    return whole(text) if text.isdecimal() else time_with_zone(text)

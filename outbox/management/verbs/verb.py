@@ -9,8 +9,12 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_duration
 
+from ...conf import is_number
 from ...processes.exit_codes import ExitCode
 from .printer import Printer
+
+LARGEST = 2**62
+"""The largest whole number that an argument takes."""
 
 
 class Verb:
@@ -36,7 +40,7 @@ def add_scope(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
     action = "append" if several else "store"
     parser.add_argument("group", metavar="GROUP")
     parser.add_argument("--channel", action=action, metavar="C", help="only this channel")
-    parser.add_argument("--reason", default="", help="is kept with the record of the change")
+    parser.add_argument("--reason", default="", help="stored in the action log")
 
 
 def time_with_zone(text: str) -> datetime.datetime:
@@ -62,6 +66,18 @@ def duration(text: str) -> datetime.timedelta:
 
 def positive(text: str) -> int:
     """Return a whole number above 0."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
+    return whole(text, least=1)
+
+
+def whole(text: str, least: int = 0) -> int:
+    """Return a whole number from 0 on that PostgreSQL can count with."""
+    if not least <= (number := int(text)) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between {least} and {LARGEST}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Return a finite number of seconds from 0 on."""
+    if not is_number(number := float(text), 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
     return number
