@@ -47,7 +47,8 @@ lint: $(VENV)/installed ## check format, style, types and the direction of impor
 bench: $(VENV)/installed ## measure, each figure beside its floor
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 
-docs: ## check that the links between the pages lead somewhere
+docs: ## write the table of settings, and check that the links between the pages lead somewhere
+	$(PYTHON) docs/settings_table.py
 	$(PYTHON) docs/check_links.py
 
 clean: ## delete the environments and everything that was built

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.db import OperationalError, connections, router
 
 from . import events, groups
 from .conf import ALLOWED, Settings
+from .exceptions import did_you_mean
 from .sql import run_statement
 
 OLDEST_POSTGRES = 140000
@@ -42,11 +44,11 @@ def check_settings(
 
 
 def _unknown_key(key: Any) -> checks.CheckMessage:
-    nearest = difflib.get_close_matches(str(key).upper(), Settings.keys(), n=1)
-    hint = f"Did you mean {nearest[0]!r}?" if nearest else None
     known = ", ".join(Settings.keys())
     return checks.Error(
-        f"OUTBOX has an unknown key {key!r}. Known keys: {known}.", hint=hint, id="outbox.E002"
+        f"OUTBOX has an unknown key {key!r}. Known keys: {known}.",
+        hint=did_you_mean(key, Settings.keys()).strip() or None,
+        id="outbox.E002",
     )
 
 
@@ -70,6 +72,59 @@ def check_groups(
 def _described(group: groups.ConsumerGroup) -> str:
     place = f" in {group.declared_at}" if group.declared_at else ""
     return f"one of {', '.join(group.channels)}{place}"
+
+
+@checks.register("outbox")
+def check_subscriptions(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """W011: a group reads a channel that nothing publishes to. W012: it handles such a type.
+
+    I011 and I012 where the name resembles no declared one: publish_raw() or another program may
+    publish it.
+    """
+    found: list[checks.CheckMessage] = []
+    published = published_types()
+    for group in groups.all_groups():
+        what = f"Group {group.name!r}" + (f" ({group.declared_at})" if group.declared_at else "")
+        for channel in group.channels:
+            if channel not in published:
+                found.append(_unpublished(f"{what} reads channel", channel, set(published), "011"))
+        handled = {name for channel in group.channels for name in group.routes(channel)}
+        types = set().union(*(published.get(channel, ()) for channel in group.channels))
+        for name in sorted(handled - types):
+            if types or _is_pattern(name):
+                found.append(_unpublished(f"{what} handles type", name, types, "012"))
+    return found
+
+
+def published_types() -> dict[str, set[str]]:
+    """Return the types of message that event classes and captures publish, by channel."""
+    published: dict[str, set[str]] = {}
+    for event_type in events.all_event_types():
+        for channel, name in events.sources(event_type):
+            published.setdefault(channel, set()).add(name)
+    for model in apps.get_models(include_auto_created=True):
+        for trigger in getattr(model._meta, "triggers", ()):
+            if of_capture := getattr(trigger, "channel", None):
+                table_of = model._meta.concrete_model or model
+                published.setdefault(of_capture, set()).add(table_of._meta.label)
+    return published
+
+
+def _unpublished(what: str, name: str, known: set[str], number: str) -> checks.CheckMessage:
+    is_pattern, suggestion = _is_pattern(name), did_you_mean(name, known)
+    text = f"{what} {name!r}, which no event class and no capture() of this project publishes."
+    if is_pattern:
+        suggestion = f" There are no patterns: name one of {', '.join(sorted(known)) or 'none'}."
+    if is_pattern or suggestion:
+        return checks.Warning(text + suggestion, id=f"outbox.W{number}")
+    hint = "Nothing is wrong if publish_raw() or another program publishes it."
+    return checks.Info(text, hint=hint, id=f"outbox.I{number}")
+
+
+def _is_pattern(name: str) -> bool:
+    return bool(re.search(r"[*?#%>]", name))
 
 
 @checks.register("outbox")
@@ -123,33 +178,50 @@ def check_database(
 ) -> list[checks.CheckMessage]:
     """E005: not PostgreSQL. E006: too old. E007: sequence cache. E008: trigger missing.
 
-    W009: the database cannot be reached.
+    W009: the database cannot be reached. W013: `migrate` was forgotten.
+
+    `manage.py check` looks at the database of the log also without --database, if it is there.
     """
-    default = _default_alias()
+    default, is_check = _default_alias(), sys.argv[1:2] == ["check"]
     found: list[checks.CheckMessage] = []
-    for alias in databases or []:
-        if router.allow_migrate(alias, "outbox"):
-            found += [] if alias == default else _check_vendor(alias)
-            found += _check_alias(alias)
+    for alias in databases or ([default] if is_check else []):
+        if not router.allow_migrate(alias, "outbox"):
+            continue
+        found += [] if alias == default else _check_vendor(alias)
+        try:
+            found += log_faults(alias, must_exist=is_check)
+        except OperationalError as error:
+            if databases:
+                found.append(
+                    checks.Warning(
+                        f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
+                        id="outbox.W009",
+                    )
+                )
     return found
 
 
-def _check_alias(alias: str) -> list[checks.CheckMessage]:
+def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMessage]:
+    """Return what is wrong with the log in a database: E006, E007 and E008.
+
+    `must_exist`: also W013. Raises OperationalError when the database cannot be reached.
+    """
     connection = connections[alias]
     if connection.vendor != "postgresql":
         return []
-    try:
-        with connection.cursor() as cursor:
-            run_statement(cursor, "describe_log")
-            version, cache, missing = cursor.fetchone()
-    except OperationalError as error:
-        return [
-            checks.Warning(
-                f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
-                id="outbox.W009",
-            )
-        ]
+    with connection.cursor() as cursor:
+        run_statement(cursor, "describe_log")
+        version, cache, missing = cursor.fetchone()
+    option = "" if alias == "default" else f" --database {alias}"
     found: list[checks.CheckMessage] = []
+    if cache is None and must_exist:
+        found.append(
+            checks.Warning(
+                f"Database {alias!r} has no log yet.",
+                hint=f"manage.py migrate outbox{option}",
+                id="outbox.W013",
+            )
+        )
     if version < OLDEST_POSTGRES:
         found.append(
             checks.Error(
@@ -171,8 +243,9 @@ def _check_alias(alias: str) -> list[checks.CheckMessage]:
     if cache is not None and missing:
         found.append(
             checks.Error(
-                f"The log lacks its trigger(s), or they are disabled: {', '.join(missing)}.",
-                hint="manage.py pgtrigger install; manage.py pgtrigger enable",
+                f"The log in database {alias!r} lacks its trigger(s), or they are disabled: "
+                f"{', '.join(missing)}.",
+                hint=f"manage.py pgtrigger install{option}; manage.py pgtrigger enable{option}",
                 id="outbox.E008",
             )
         )

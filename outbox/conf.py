@@ -12,8 +12,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
+
+from .exceptions import NotInstalled
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,10 +103,19 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @functools.cache
 def settings() -> Settings:
-    """Return the current settings; unknown keys are left to the system check."""
-    given: dict[str, Any] = getattr(django_settings, "OUTBOX", {})
+    """Return the current settings; a wrong `OUTBOX` is left to the system check."""
+    given = getattr(django_settings, "OUTBOX", {})
+    if not isinstance(given, dict):
+        return Settings()
     known = {name: given[name] for name in ALLOWED if name in given}
     return Settings(**{name.lower(): value for name, value in known.items()})
+
+
+def require_apps() -> None:
+    """Raise NotInstalled for an app that models of the outbox, or with a capture, need."""
+    for app in ("outbox", "pgtrigger"):
+        if not apps.is_installed(app):
+            raise NotInstalled(app=app)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from .exceptions import (
     InvalidKey,
     InvalidTypeName,
     UndecodableMessage,
+    did_you_mean,
 )
 
 CHANNEL_LENGTH = 63
@@ -193,6 +194,12 @@ def draft(event: Event, headers: Mapping[str, Any] | None) -> Draft:
     """
     contract = event.__contract__ if isinstance(event, Event) else None
     if contract is None:
+        if isinstance(event, type):
+            raise InvalidEvent(
+                f"The class {event.__name__} is not an event with a channel: publish an instance "
+                f"of it, {event.__name__}(…).",
+                event=event,
+            )
         raise InvalidEvent(event=event)
     if contract.version != 1:
         headers = {**(headers or {}), VERSION_HEADER: contract.version}
@@ -304,11 +311,12 @@ def _key_reader(cls: type, key: KeySpec) -> Callable[[Any], Key] | None:
             key=key,
             kind=type(key).__name__,
         )
+    fields: tuple[str, ...] = cls.__struct_fields__  # type: ignore[attr-defined]
     for name in names:
-        if name not in cls.__struct_fields__:  # type: ignore[attr-defined]
+        if name not in fields:
             raise InvalidKey(
-                f"key={key!r}: {cls.__name__} has no field {name!r}; its fields are "
-                f"{', '.join(cls.__struct_fields__)}.",  # type: ignore[attr-defined]
+                f"key={key!r}: {cls.__name__} has no field {name!r}.{did_you_mean(name, fields)} "
+                f"Its fields are {', '.join(fields)}.",
                 key=key,
                 kind="field name",
             )

@@ -6,7 +6,34 @@ belong to it are attributes, and the message says what to do next.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import ProgrammingError
+from django.utils.connection import ConnectionDoesNotExist
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name that `name` is probably meant to be, None without one.
+
+    Case, spaces and punctuation do not count.
+    """
+    simple = {_simplified(each): each for each in known}
+    found = difflib.get_close_matches(_simplified(str(name)), simple, n=1, cutoff=0.75)
+    return simple[found[0]] if found else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return " Did you mean …?" with the nearest known name, "" without one."""
+    found = nearest(name, known)
+    return f" Did you mean {found!r}?" if found else ""
+
+
+def _simplified(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold() or name
 
 
 class OutboxError(Exception):
@@ -26,10 +53,65 @@ OUTBOX["REQUIRE_TRANSACTION"] = False."""
     using: str
 
 
+class NotInstalled(OutboxError, ImproperlyConfigured):
+    """The app {app!r} is not installed, and the outbox needs it: add {app!r} to INSTALLED_APPS."""
+
+    app: str
+
+
+class NotMigrated(OutboxError, ProgrammingError):
+    """Database {using!r} lacks a table or function of the outbox: run `{command}`. ({reason})"""
+
+    using: str
+    command: str
+    reason: str
+
+    def __init__(self, using: str, reason: str) -> None:
+        option = "" if using == "default" else f" --database {using}"
+        super().__init__(using=using, command=f"manage.py migrate outbox{option}", reason=reason)
+
+
+class NotPostgres(OutboxError):
+    """Database {using!r} is {vendor}; the outbox needs PostgreSQL: let DATABASE_ROUTERS send the \
+app 'outbox' to a PostgreSQL database."""
+
+    using: str
+    vendor: str
+
+
+class UnknownDatabase(OutboxError, ConnectionDoesNotExist):
+    """There is no database {using!r}."""
+
+    using: str
+    known: list[str]
+
+    def __init__(self, using: str, known: list[str]) -> None:
+        super().__init__(
+            f"DATABASES has no alias {using!r}.{did_you_mean(using, known)} "
+            f"Its aliases: {', '.join(known)}.",
+            using=using,
+            known=known,
+        )
+
+
 class InvalidChannel(OutboxError, ValueError):
     """{channel!r} is not a channel name: use text of 1 to 63 characters without NUL."""
 
     channel: Any
+
+
+class UnknownChannel(OutboxError, LookupError):
+    """Neither this project nor the log has channel {channel!r}.{suggestion}"""
+
+    channel: str
+    suggestion: str
+
+
+class UnknownType(OutboxError, LookupError):
+    """Neither this project nor the log has messages of type {type!r} there.{suggestion}"""
+
+    type: str
+    suggestion: str
 
 
 class InvalidTypeName(OutboxError, ValueError):
@@ -58,6 +140,14 @@ class InvalidEvent(OutboxError, TypeError):
 declared with channel="…", or use publish_raw()."""
 
     event: Any
+
+
+class PayloadTooLarge(OutboxError, ValueError):
+    """{name} does not fit into a jsonb value of PostgreSQL, which takes at most 268 MB: {reason}. \
+Store the data elsewhere, and publish where it is."""
+
+    name: str
+    reason: str
 
 
 class InvalidGroup(OutboxError, ValueError):
@@ -132,11 +222,11 @@ class UnknownGroup(OutboxError, LookupError):
     name: str
     known: list[str]
 
-    def __init__(self, name: str, known: list[str], suggestion: str | None) -> None:
-        hint = f" Did you mean {suggestion!r}?" if suggestion else ""
+    def __init__(self, name: str, known: list[str]) -> None:
         listed = ", ".join(known) or "none: declare one in an app's consumers.py"
         super().__init__(
-            f"There is no consumer group {name!r}.{hint} Known groups: {listed}.",
+            f"There is no consumer group {name!r}.{did_you_mean(name, known)} "
+            f"Known groups: {listed}.",
             name=name,
             known=known,
         )

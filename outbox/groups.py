@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import sys
 import types
@@ -147,7 +146,7 @@ class ConsumerGroup:
             raise InvalidGroup(f"Group {self.name!r}: timeout={timeout!r}; use seconds above 0.")
 
         def register(handler: Handler) -> Handler:
-            self._check_handler(handler)
+            self._check_handler(handler, is_batch)
             for channel, type_name, event_class in targets:
                 known = self._routes.get((channel, type_name))
                 if known is not None and _path(known.handler) != _path(handler):
@@ -165,6 +164,11 @@ class ConsumerGroup:
         if isinstance(event_type, str):
             name = events.valid_type_name(event_type)
             return [(channel, name, None) for channel in self.channels]
+        if inspect.isroutine(event_type):
+            raise InvalidGroup(
+                f"Group {self.name!r}: the decorator of {_shown(event_type)} names no event: write "
+                f"@….handler(EventClass) above {event_type.__name__}."
+            )
         sources = events.sources(event_type)
         if not sources:
             raise InvalidGroup(
@@ -182,7 +186,7 @@ class ConsumerGroup:
             )
         return targets
 
-    def _check_handler(self, handler: Callable[..., Any]) -> None:
+    def _check_handler(self, handler: Callable[..., Any], is_batch: bool) -> None:
         is_lazy = any(
             kind(function)
             for function in (handler, getattr(handler, "__call__", None))  # noqa: B004
@@ -197,6 +201,12 @@ class ConsumerGroup:
                 f"Group {self.name!r}: {handler!r} would not run when it is called: a handler is a "
                 "plain function; make one of a coroutine with asgiref.sync.async_to_sync."
             )
+        arguments = "events, messages" if is_batch else "event, message"
+        if not _takes_two_arguments(handler):
+            raise InvalidGroup(
+                f"Group {self.name!r}: {_shown(handler)} cannot be called with ({arguments}): "
+                f"declare it as {_name(handler)}({arguments})."
+            )
 
     def _check(self) -> None:
         name, timeout = self.name, self.timeout
@@ -204,7 +214,10 @@ class ConsumerGroup:
             raise InvalidGroup(f"{name!r} is not a group name: use 1 to 63 characters without NUL.")
         allowed = {
             "start": (self.start in ("earliest", "latest"), '"earliest" or "latest"'),
-            "retry": (isinstance(self.retry, Retry), "an outbox.Retry"),
+            "retry": (
+                isinstance(self.retry, Retry),
+                "an outbox.Retry, such as outbox.Retry(max_attempts=3)",
+            ),
             "on_failure": (self.on_failure in ("park", "halt", "skip"), '"park", "halt" or "skip"'),
             "parallelism": (
                 is_number(self.parallelism, 1, MOST_RANGES, whole=True),
@@ -234,8 +247,7 @@ def get(name: str) -> ConsumerGroup:
     try:
         return _registry[name]
     except KeyError:
-        nearest = difflib.get_close_matches(name, _registry, n=1)
-        raise UnknownGroup(name, sorted(_registry), nearest[0] if nearest else None) from None
+        raise UnknownGroup(name, sorted(_registry)) from None
 
 
 def all_groups() -> list[ConsumerGroup]:
@@ -281,11 +293,38 @@ def _place(frame: types.FrameType) -> str | None:
 
 
 def _valid_channels(channels: Sequence[str]) -> tuple[str, ...]:
-    names = () if isinstance(channels, str) or not isinstance(channels, Iterable) else channels
+    if isinstance(channels, str):
+        raise InvalidGroup(
+            f"channels={channels!r} is one text: use a list, channels=[{channels!r}]."
+        )
+    names = channels if isinstance(channels, Iterable) else ()
     valid = tuple(dict.fromkeys(events.valid_channel(channel) for channel in names))
     if not valid:
         raise InvalidGroup(f"channels={channels!r}: use a list of channel names, at least one.")
     return valid
+
+
+def _takes_two_arguments(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _shown(function: Callable[..., Any]) -> str:
+    """Return the declaration of a function, with the module that holds it."""
+    try:
+        signature = str(inspect.signature(function))
+    except ValueError:
+        signature = "(…)"
+    return f"{_path(function)}{signature}"
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _path(function: Callable[..., Any]) -> str:

@@ -14,7 +14,13 @@ from django.db import connections
 
 from . import events
 from .encoding import encode
+from .exceptions import PayloadTooLarge
 from .sql import run_statement
+
+MOST_BYTES = 2**28 - 1
+"""Of a jsonb value."""
+MOST_BYTES_OF_BATCH = 10**9
+"""Of a parameter of a statement, and a little less."""
 
 Row = tuple[int, str | None, str, str, str, str]
 """Position, key, type, and payload, headers and time of publication as text."""
@@ -26,7 +32,7 @@ def append(draft: events.Draft, using: str) -> int:
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": encode(draft.payload, draft.type),
+        "payload": _encode_payload(draft),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
     with connections[using].cursor() as cursor:
@@ -38,7 +44,7 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
     """Store messages with one statement and return their positions, in the given order."""
     if not drafts:
         return []
-    parameters = {"messages": encode(drafts, "batch")}
+    parameters = {"messages": _encode_batch(drafts)}
     with connections[using].cursor() as cursor:
         run_statement(cursor, "append_messages", parameters)
         return [position for (position,) in cursor.fetchall()]
@@ -77,6 +83,31 @@ def read(
         run_statement(cursor, "read_messages", parameters)
         rows: list[Row] = cursor.fetchall()
     return rows
+
+
+def _encode_payload(draft: events.Draft) -> str:
+    text = encode(draft.payload, draft.type)
+    # A character takes at most 4 bytes: nearly always its number is enough to know.
+    if len(text) > MOST_BYTES // 4 and (size := len(text.encode())) > MOST_BYTES:
+        raise PayloadTooLarge(name=draft.type, reason=f"it is {size // 10**6} MB of JSON")
+    return text
+
+
+def _encode_batch(drafts: Sequence[events.Draft]) -> str:
+    text = encode(drafts, "batch")
+    if len(text) > MOST_BYTES // 4:
+        for index, draft in enumerate(drafts):
+            try:
+                _encode_payload(draft)
+            except PayloadTooLarge as error:
+                error.add_note(f"It is about batch[{index}].")
+                raise
+        if (size := len(text.encode())) > MOST_BYTES_OF_BATCH:
+            raise PayloadTooLarge(
+                f"The batch is {size // 10**6} MB of JSON, and a statement takes at most "
+                f"{MOST_BYTES_OF_BATCH // 10**6} MB: publish it in several calls."
+            )
+    return text
 
 
 def _scalar(name: str, using: str) -> Any:

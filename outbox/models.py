@@ -13,6 +13,9 @@ from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_lazy as _
 
 from . import triggers
+from .conf import require_apps
+
+require_apps()
 
 CHANNEL_LENGTH = 63
 GROUP_LENGTH = 63

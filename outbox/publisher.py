@@ -10,12 +10,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.apps import apps
-from django.db import router, transaction
+from django.db import connections, router, transaction
+from django.utils.connection import ConnectionDoesNotExist
 
 from . import events, message_log
 from .conf import settings
 from .encoding import Key, key_text
-from .exceptions import InvalidHeaders, OutboxError, TransactionRequired
+from .exceptions import (
+    InvalidHeaders,
+    NotInstalled,
+    OutboxError,
+    TransactionRequired,
+    UnknownDatabase,
+)
 
 Headers = Mapping[str, Any] | None
 
@@ -28,7 +35,8 @@ def publish(event: events.Event, *, headers: Headers = None, using: str | None =
     `using`: the database alias; by default the one the router writes messages to.
 
     Raises TransactionRequired outside `atomic()`, InvalidEvent, InvalidKey, InvalidHeaders,
-    UnencodableValue and NulCharacter; then nothing is stored.
+    UnencodableValue, NulCharacter and PayloadTooLarge; then nothing is stored. Raises
+    UnknownDatabase, and NotMigrated where `migrate` was forgotten.
     """
     alias = _writable(using)
     return message_log.append(events.draft(event, _valid(headers)), alias)
@@ -82,8 +90,14 @@ def publish_raw(
 
 
 def _writable(using: str | None) -> str:
-    alias = using or router.db_for_write(apps.get_model("outbox", "Message"))
-    if settings().require_transaction and not transaction.get_connection(alias).in_atomic_block:
+    try:
+        alias = using or router.db_for_write(apps.get_model("outbox", "Message"))
+        is_atomic = transaction.get_connection(alias).in_atomic_block
+    except LookupError:
+        raise NotInstalled(app="outbox") from None
+    except ConnectionDoesNotExist:
+        raise UnknownDatabase(alias, list(connections)) from None
+    if settings().require_transaction and not is_atomic:
         raise TransactionRequired(using=alias)
     return alias
 

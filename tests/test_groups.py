@@ -55,11 +55,14 @@ def test_the_defaults_are_safe(declare):
         ({"name": None}, "None is not a group name: use 1 to 63 characters without NUL."),
         ({"name": "a\0"}, "'a\\x00' is not a group name: use 1 to 63 characters without NUL."),
         ({"channels": []}, "channels=[]: use a list of channel names, at least one."),
-        ({"channels": "orders"}, "channels='orders': use a list of channel names, at least one."),
+        ({"channels": "orders"}, "channels='orders' is one text: use a list, channels=['orders']."),
         ({"channels": None}, "channels=None: use a list of channel names, at least one."),
         ({"start": "latets"}, "Group 'g': start='latets'; use \"earliest\" or \"latest\"."),
         ({"start": ["latest"]}, "Group 'g': start=['latest']; use \"earliest\" or \"latest\"."),
-        ({"retry": 5}, "Group 'g': retry=5; use an outbox.Retry."),
+        (
+            {"retry": 5},
+            "Group 'g': retry=5; use an outbox.Retry, such as outbox.Retry(max_attempts=3).",
+        ),
         ({"on_failure": "explode"}, 'on_failure=\'explode\'; use "park", "halt" or "skip".'),
         ({"delivery": "once"}, 'delivery=\'once\'; use "exactly_once" or "at_least_once".'),
         ({"parallelism": 0}, "Group 'g': parallelism=0; use a whole number from 1 to 1024."),
@@ -152,7 +155,8 @@ def test_a_decorator_without_parentheses_is_refused(declare):
     """`@group.handler` over a function would register nothing."""
     group = declare()
     with pytest.raises(
-        InvalidGroup, match=r"Group 'g' cannot handle <function .*: name an outbox.Event"
+        InvalidGroup,
+        match=r"Group 'g': the decorator of .*handle\(event, message\) names no event: write @",
     ):
 
         @group.handler

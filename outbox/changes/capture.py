@@ -19,6 +19,7 @@ from django.db import models
 from pgtrigger import compiler
 
 from .. import events
+from ..conf import require_apps
 from ..exceptions import InvalidCapture
 from . import trigger_sql
 from .trigger_sql import CaptureSql
@@ -56,8 +57,10 @@ def capture(
     `condition`: a pgtrigger condition on `old__…` and `new__…`, for each row.
 
     Raises InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
-    triggers are rendered (`makemigrations`).
+    triggers are rendered (`makemigrations`). Raises NotInstalled without pgtrigger and outbox in
+    INSTALLED_APPS.
     """
+    require_apps()
     chosen = (on,) if isinstance(on, str) else tuple(on)
     if not chosen or set(chosen) - set(OPERATIONS):
         raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')

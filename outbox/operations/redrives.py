@@ -15,6 +15,7 @@ from django.db.models import QuerySet
 
 from .. import database, events, groups, message_log
 from ..consuming import cursors, failures, parked_messages
+from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import Advance, Claim
 from ..consuming.failures import Failure
 from ..consuming.parked_messages import Queue
@@ -62,8 +63,11 @@ class Discarded:
 def list_parked(
     group: ConsumerGroup | str, *, key: str | None = None, using: str = "default"
 ) -> QuerySet[ParkedMessage]:
-    """Return the parked messages of a group, or of one of its keys, in position order."""
-    name = group if isinstance(group, str) else group.name
+    """Return the parked messages of a group, or of one of its keys, in position order.
+
+    Raises UnknownGroup.
+    """
+    name = known_group(group, using)
     parked = ParkedMessage.objects.using(using).filter(group=name).order_by("position")
     return parked if key is None else parked.filter(key=key)
 

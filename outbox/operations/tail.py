@@ -14,7 +14,9 @@ from typing import Any
 
 from django.db import connections
 
-from .. import message_log
+from .. import groups, message_log
+from ..checks import published_types
+from ..exceptions import UnknownChannel, UnknownType, did_you_mean
 from ..sql import run_statement
 from .reset_targets import Scenario
 
@@ -45,6 +47,24 @@ class Filter:
     channel: str | None = None
     key: str | None = None
     type: str | None = None
+
+
+def check_names(chosen: Filter, using: str = "default") -> None:
+    """Raise UnknownChannel or UnknownType for a name that neither the code nor the log has."""
+    published = published_types()
+    for group in groups.all_groups():
+        for name in group.channels:
+            published.setdefault(name, set()).update(group.routes(name))
+    channel, kind = chosen.channel, chosen.type
+
+    def is_stored(wanted: Filter) -> bool:
+        return bool(latest(wanted, 1, using)[0])
+
+    if channel not in (None, *published) and not is_stored(Filter(channel=channel)):
+        raise UnknownChannel(channel=channel, suggestion=did_you_mean(channel, published))
+    types = set().union(*(published[c] for c in published if channel in (None, c)))
+    if kind not in (None, *types) and not is_stored(Filter(channel=channel, type=kind)):
+        raise UnknownType(type=kind, suggestion=did_you_mean(kind, types))
 
 
 def latest(chosen: Filter, most: int, using: str = "default") -> tuple[list[StoredMessage], int]:

@@ -18,3 +18,5 @@ class ExitCode(enum.IntEnum):
     """The memory limit was reached: start the process again."""
     GRACE = 5
     """The batch was not done within the grace period and was rolled back."""
+    PIPE = 141
+    """The reader of the output, such as `head`, has gone."""

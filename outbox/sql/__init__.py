@@ -17,11 +17,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.utils import timezone
+
+from ..exceptions import NotMigrated, NotPostgres, OutboxError, PayloadTooLarge
 
 _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 _PARAMETER = re.compile(r"%\((\w+)\)s")
+
+UNDEFINED = ("42P01", "42883", "42703")
+"""Table, function, column."""
+LIMIT_EXCEEDED = "54000"
 
 
 def load(file: Path) -> dict[str, str]:
@@ -52,9 +58,33 @@ def run_statement(
 
     They go by position, since wrappers of the connection such as `pgtrigger.ignore()` put a
     parameter of their own before them.
+
+    Raises NotMigrated, NotPostgres and PayloadTooLarge instead of what the database says.
     """
     sql, names = _positional(name)
-    cursor.execute(sql, [parameters[each] for each in names] or None)
+    try:
+        cursor.execute(sql, [parameters[each] for each in names] or None)
+    except DatabaseError as error:
+        if clearer := clearer_error(error, cursor.db):
+            raise clearer from error
+        raise
+
+
+def clearer_error(error: DatabaseError, connection: Any) -> OutboxError | None:
+    """Return an error that names the cause and the cure, if this is one of a known kind.
+
+    `error`: as Django raises it. `connection`: Django's.
+    """
+    if connection.vendor != "postgresql":
+        return NotPostgres(using=connection.alias, vendor=connection.vendor)
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    reason = str(error).strip().partition("\n")[0]
+    if code in UNDEFINED and "outbox_" in reason:
+        return NotMigrated(connection.alias, reason)
+    if code == LIMIT_EXCEEDED and "jsonb" in reason:
+        return PayloadTooLarge(name="The payload", reason=reason)
+    return None
 
 
 def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None:

@@ -22,3 +22,7 @@ class PackingRequested(outbox.Event, channel="packing", key="order_id"):
 
 class Countdown(outbox.Event, channel="countdowns"):
     left: int
+
+
+class Bulk(outbox.Event, channel="bulk"):
+    """Declares the type; the tests publish it with other fields, without the class."""

@@ -37,16 +37,19 @@ class Project:
             (file.parent / "__init__.py").touch()
         file.write_text(text, encoding="utf-8")
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which Python finds the project and the outbox."""
+        return {
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
+        }
+
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the project until it ends, whatever its exit code."""
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
-            env={
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "settings",
-                "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}",
-            },
+            env={**os.environ, **self.environment()},
             capture_output=True,
             text=True,
             check=False,

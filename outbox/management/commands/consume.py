@@ -18,10 +18,10 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError
+from django.db import DatabaseError, OperationalError, connections
 from django.utils import autoreload
 
-from ... import groups
+from ... import groups, message_log
 from ...consuming import in_flight
 from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
@@ -42,7 +42,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("groups", nargs="+", metavar="GROUP", help="consumer groups")
-        parser.add_argument("--database", default="default", help="database alias")
+        parser.add_argument(
+            "--database", default="default", choices=list(connections), help="database alias"
+        )
         add = parser.add_argument_group("how long").add_argument
         add("--drain", action="store_true", help="handle what is pending and exit")
         add("--max-messages", type=positive, metavar="N", help="exit after that many messages")
@@ -88,6 +90,12 @@ class Command(BaseCommand):
         if options["supervised"]:
             return False
         self.check(tags=["outbox"], databases=[options["database"]])
+        try:
+            message_log.last_position(options["database"])
+        except OperationalError:
+            pass  # a worker waits for its database
+        except OutboxError as error:
+            raise CommandError(str(error)) from error
         refusals = {
             "--reload watches for ever: leave out --drain": options["reload"] and options["drain"],
             "--processes and --reload start the command line again: use them there": (

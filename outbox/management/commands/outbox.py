@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser
 from typing import Any
 
@@ -15,13 +16,24 @@ from ...exceptions import (
     InvalidReset,
     InvalidSnapshot,
     OutboxError,
+    UnknownChannel,
     UnknownGroup,
+    UnknownType,
 )
 from ...processes.exit_codes import ExitCode
+from ...sql import clearer_error
 from ..verbs import VERBS
 from ..verbs.printer import Printer
 
-MISUSES = (InvalidGroup, InvalidPause, InvalidReset, InvalidSnapshot, UnknownGroup)
+MISUSES = (
+    InvalidGroup,
+    InvalidPause,
+    InvalidReset,
+    InvalidSnapshot,
+    UnknownChannel,
+    UnknownGroup,
+    UnknownType,
+)
 """Errors of the caller, told from failures by the exit code."""
 
 
@@ -59,4 +71,11 @@ class Command(BaseCommand):
         except OutboxError as error:
             raise CommandError(str(error)) from error
         except DatabaseError as error:
-            raise CommandError(f"Database {options['database']!r}: {error}".strip()) from error
+            clearer = clearer_error(error, connections[options["database"]])
+            raise CommandError(
+                str(clearer or f"Database {options['database']!r}: {error}").strip()
+            ) from error
+        except BrokenPipeError:
+            sys.exit(ExitCode.PIPE)
+        finally:
+            printer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -37,6 +38,18 @@ class Printer:
     def json(self, value: Any) -> None:
         """Write one JSON document, on one line."""
         self.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False))
+
+    def flush(self) -> None:
+        """Hand on what was written, as when a program reads it while it is written."""
+        self.stdout.flush()
+
+    def close(self) -> None:
+        """Hand on what is left; drop it when its reader, such as `head`, has gone."""
+        for stream in (self.stdout, self.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
     def line(self, text: str = "") -> None:
         """Write a line for people to stdout."""

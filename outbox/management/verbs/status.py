@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from ... import groups
+from ...checks import log_faults
 from ...operations import redrives, status
 from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus
@@ -27,6 +28,8 @@ class Groups(Verb):
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write a line per group."""
         states = status.list_groups(options["database"])
+        for fault in log_faults(options["database"]):
+            printer.note(f"{fault.msg} Run: {fault.hint}")
         if printer.as_json:
             return printer.json(states)
         printer.table(
@@ -88,6 +91,7 @@ class Check(Verb):
         if all(limit is None for limit in limits.values()):
             raise CommandError("Give --lag, --lag-seconds or --parked.", returncode=ExitCode.USAGE)
         state, past = status.check(options["group"], **limits, using=options["database"])
+        past += [f"{fault.msg} Run: {fault.hint}" for fault in log_faults(options["database"])]
         if printer.as_json:
             printer.json(dataclasses.asdict(state) | {"past": past})
         else:

@@ -35,6 +35,7 @@ class Tail(Verb):
         """Write a line per message; as JSON, one document per line."""
         using = options["database"]
         chosen = tail.Filter(channel=options["channel"], key=options["key"], type=options["type"])
+        tail.check_names(chosen, using)
         if options["start"] is None:
             messages, after = tail.latest(chosen, options["lines"], using)
             for message in messages:
@@ -47,6 +48,8 @@ class Tail(Verb):
         try:
             for message in read(chosen, after, using):
                 _print_message(printer, message)
+                if options["follow"]:
+                    printer.flush()
         except KeyboardInterrupt:
             return
 

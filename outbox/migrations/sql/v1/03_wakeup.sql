@@ -58,6 +58,12 @@ BEGIN
     SELECT min(position), max(position), min(channel), max(channel)
     INTO lowest, highest, first_channel, last_channel
     FROM appended;
+    IF COALESCE(current_setting('outbox.floor', true), '') = '' THEN
+        RAISE EXCEPTION 'outbox_message: no floor was taken, so readers could skip this message: the '
+                        'trigger take_floor is missing or disabled'
+            USING ERRCODE = 'check_violation',
+                HINT = 'Run manage.py pgtrigger install, then manage.py pgtrigger enable.';
+    END IF;
     IF lowest <= current_setting('outbox.floor')::bigint
         OR highest > COALESCE(pg_sequence_last_value('outbox_message_position_seq'), 0)
     THEN
