@@ -27,7 +27,10 @@ def drain(*chosen: ConsumerGroup | str, using: str = "default") -> int:
     Without a group: all declared groups. Also sees what the surrounding transaction of a
     `TestCase` published. A message that failed and backs off is not waited for.
     """
-    return Worker(chosen or groups.all_groups(), using=using, count_own_floor=False).drain()
+    worker = Worker(chosen or groups.all_groups(), using=using, count_own_floor=False)
+    while worker.drain():  # once more, for what the handlers published
+        pass
+    return worker.handled
 
 
 def published(using: str = "default") -> Published:

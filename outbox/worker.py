@@ -63,6 +63,8 @@ class Worker:
         """Messages moved past since this worker began."""
         self.horizon = 0
         self._horizon_is_used_up = True
+        self._last_position: int | None = None
+        """During a drain, the last position that it handles."""
         self._is_registered = False
         self._raw: Any = None
         self._settled_at = 0
@@ -96,14 +98,19 @@ class Worker:
         self._is_registered = True
 
     def drain(self, max_messages: int | None = None) -> int:
-        """Handle what is pending and return how many messages were moved past.
+        """Handle what was published before the call; return how many messages were moved past.
 
         Stops early after `max_messages` or `stop()`. A message that failed and backs off is
         not waited for.
         """
         before = self.handled
-        while self._may_go_on(max_messages) and self.run_once() is not None:
-            pass
+        self._last_position = message_log.last_position(self.using)
+        try:
+            while self._may_go_on(max_messages) and self.run_once() is not None:
+                pass
+        finally:
+            self._last_position = None
+            self._horizon_is_used_up = True
         return self.handled - before
 
     def run(self, *, max_messages: int | None = None, max_outage: float | None = None) -> None:
@@ -166,6 +173,8 @@ class Worker:
             connections[self.using].ensure_connection()
             self._raw = connections[self.using].connection
         self.horizon = message_log.horizon(self.using, count_own_floor=self.count_own_floor)
+        if self._last_position is not None:
+            self.horizon = min(self.horizon, self._last_position)
         self._idle.look(self.horizon, self.using)
         if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
             cursors.settle(self._idle, self.using)

@@ -16,9 +16,9 @@ from outbox.consuming.in_flight import InHand
 from outbox.models import Cursor, ParkedMessage
 from outbox.processes import heartbeat
 from outbox.worker import Worker
-from tests.shop.models import Effect
+from tests.shop.models import Effect, Fault
 from tests.support.harness import execute, handled, stored, worker
-from tests.support.processes import ROOT, manage, start_process, wait_until
+from tests.support.processes import ROOT, manage, start_manage, start_process, wait_until
 from tests.support.publishing import publish_orders
 from tests.test_supervisor import is_at_work
 
@@ -283,3 +283,43 @@ def test_the_worker_starts_again_when_code_changes(tmp_path):
 
     assert "changed, reloading" in written
     assert handled("billing") == stored()
+
+
+def test_a_drain_under_a_steady_stream_ends():
+    """`drain` handles what was published before it began, while each turn brings another message."""
+    publish_orders(3)
+    last = stored()[-1]
+    drainer = worker("billing", batch_size=1)
+    drainer.each_turn = lambda: publish_orders(1)
+    moved = drainer.drain()
+
+    assert moved == 3
+    assert Cursor.objects.get(group="billing").position == last
+    assert len(stored()) > 6
+
+
+def test_a_drain_tells_what_it_left_behind_a_failed_message():
+    """Exit code 3; a line names group, channel, position, attempt, error and how much is left."""
+    Fault.objects.create(group="shipping")
+    first, *_ = publish_orders(3, notes="fragile")
+    drained = manage("consume", "shipping", "--drain")
+
+    assert drained.returncode == 3
+    assert (
+        f"group shipping, channel orders: the message at {first} failed (attempt 1: "
+        in drained.stderr
+    )
+    assert "3 messages are left" in drained.stderr
+
+
+def test_a_worker_logs_its_start_and_its_stop():
+    """At INFO: groups, channels, database and process; at the end how many messages were handled."""
+    publish_orders(2)
+    process = start_manage("consume", "billing", "--drain")
+    errors = process.communicate(timeout=120)[1]
+
+    assert (
+        f"worker started: groups billing, channels orders, database 'default', pid {process.pid}"
+        in errors
+    )
+    assert "worker stopped: 2 messages handled" in errors

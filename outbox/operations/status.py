@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from django.db import connections
 
@@ -89,6 +89,36 @@ def describe(
         horizon=horizon,
         actions=actions.latest(name, LATEST_ACTIONS, using),
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FailingRange:
+    """A slot range whose next message failed, and which waits until that is tried again."""
+
+    group: str
+    channel: str
+    position: int
+    """Of the failed message."""
+    attempts: int
+    error: str
+    messages: int
+    """Pending messages of the range, the failed one included."""
+    is_lower_bound: bool
+
+    def __str__(self) -> str:
+        behind = f"{self.messages}{'+' if self.is_lower_bound else ''}"
+        return (
+            f"group {self.group}, channel {self.channel}: the message at {self.position} failed "
+            f"(attempt {self.attempts}: {self.error}); {behind} messages are left, it included"
+        )
+
+
+def failing_ranges(chosen: Iterable[ConsumerGroup], using: str) -> list[FailingRange]:
+    """Return the ranges of some groups that wait behind a failed message, by group and channel."""
+    names = [group.name for group in chosen]
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "failing_ranges", {"groups": names, "most": LAG_BUDGET})
+        return [FailingRange(*row) for row in cursor.fetchall()]
 
 
 def check(

@@ -194,7 +194,7 @@ class Supervisor:
         if state.position and not is_ours:
             self._blame(state, pid, reason)
         seat.failures = 0 if state.handled else seat.failures
-        is_fine = code in (ExitCode.DONE, ExitCode.MEMORY)
+        is_fine = code in (ExitCode.DONE, ExitCode.MEMORY, ExitCode.FAILED_CHECK)
         seat.failures += not is_fine
         logger.log(
             logging.INFO if is_fine else logging.WARNING,
@@ -214,7 +214,8 @@ class Supervisor:
             if code == ExitCode.GRACE:
                 self.result = self.result or code
             return self._close(seat)
-        if self.is_drain and code == ExitCode.DONE:
+        if self.is_drain and code in (ExitCode.DONE, ExitCode.FAILED_CHECK):
+            self.result = self.result or code
             return self._close(seat)
         if self.is_drain and seat.failures >= MOST_DRAIN_FAILURES:
             self.result = ExitCode.ERROR

@@ -106,3 +106,12 @@ SELECT
 FROM outbox_cursor AS c
 WHERE c."group" = %(group)s
 ORDER BY c.channel, c.slot_from
+
+-- name: failing_ranges
+-- Reads the cursors; counts by outbox_message_by_channel up to a number of messages.
+SELECT
+    "group", channel, failed_position, attempts, last_error, backlog.messages, backlog.is_bound
+FROM outbox_cursor
+CROSS JOIN LATERAL outbox_backlog(channel, position, slot_from, slot_to, %(most)s) AS backlog
+WHERE "group" = ANY(%(groups)s::text[]) AND attempts > 0 AND failed_position > position
+ORDER BY "group", channel, slot_from

@@ -26,7 +26,7 @@ from ...consuming import in_flight
 from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
-from ...operations import redrives
+from ...operations import redrives, status
 from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Pulse
 from ...processes.shutdown import SIGNALS, Lifeline
@@ -146,18 +146,26 @@ class Command(BaseCommand):
         )
         worker = self._worker(options)
         pulse.attach(worker)
+        failing: list[status.FailingRange] = []
         try:
             with stopping(worker, options["grace"], parent, record):
+                log_start(worker)
                 if options["drain"]:
                     worker.drain(options["max_messages"])
+                    failing = status.failing_ranges(worker.groups, options["database"])
                 else:
                     worker.run(
                         max_messages=options["max_messages"], max_outage=options["max_outage"]
                     )
+                logger.info("worker stopped: %d messages handled", worker.handled)
         except OutboxError as error:
             raise CommandError(str(error)) from error
         if options["verbosity"] > 0 and not options["supervised"]:
             self.stderr.write(f"{worker.handled} messages handled")
+        for each in failing:
+            self.stderr.write(str(each))
+        if failing:
+            return ExitCode.FAILED_CHECK
         return ExitCode.MEMORY if pulse.is_full else ExitCode.DONE
 
     def _worker(self, options: dict[str, Any]) -> Worker:
@@ -215,6 +223,20 @@ def take_over(path: Path, using: str) -> InHand:
         except DatabaseError:
             logger.exception("the message at %d may have ended the last worker", last.position)
     return record
+
+
+def log_start(worker: Worker) -> None:
+    """Log what this process works for."""
+    names = [group.name for group in worker.groups]
+    channels = sorted({channel for group in worker.groups for channel in group.channels})
+    logger.info(
+        "worker started: groups %s, channels %s, database %r, pid %d",
+        ", ".join(names),
+        ", ".join(channels),
+        worker.using,
+        os.getpid(),
+        extra={"groups": names, "channels": channels, "database": worker.using},
+    )
 
 
 def show_log(verbosity: int) -> None:

@@ -78,7 +78,7 @@ def _print_rows(
             ]
         )
     end = changed["paused_until"]
-    shown = "resumed" if end == pauses.FOREVER.isoformat() else end
+    shown = "until resume" if end == pauses.FOREVER.isoformat() else end
     printer.table(
         "<CHANNEL SLOTS POSITION PAUSED-UNTIL",
         [[row.channel, slots(row.slot_from, row.slot_to), row.position, shown] for row in rows],

@@ -101,3 +101,43 @@ BEGIN
     RETURN NEXT;
 END
 $$;
+
+-- Where a batch of large messages ends: at the last of the next ones whose JSON has no more than
+-- `bytes` in all, and never before the first one. Stored sizes count for what is not compressed; the
+-- rest has to be expanded, message by message, since PostgreSQL does not tell the size of its text.
+CREATE FUNCTION outbox_fitting_end(
+    of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, bytes bigint
+) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    following CURSOR FOR
+        SELECT
+            m.position,
+            CASE WHEN pg_column_compression(m.payload) IS NULL THEN pg_column_size(m.payload)
+                 ELSE octet_length(m.payload::text) END
+            + CASE WHEN pg_column_compression(m.headers) IS NULL THEN pg_column_size(m.headers)
+                   ELSE octet_length(m.headers::text) END
+        FROM outbox_message AS m
+        WHERE m.channel = of_channel
+          AND m.position > after
+          AND m.position <= until
+          AND m.slot BETWEEN first_slot AND last_slot
+        ORDER BY m.position;
+    at bigint;
+    size bigint;
+    total bigint := 0;
+    fitting bigint;
+BEGIN
+    -- FETCH takes one row at a time; a loop over a query would expand 50 ahead.
+    OPEN following;
+    LOOP
+        FETCH following INTO at, size;
+        EXIT WHEN NOT FOUND;
+        total := total + size;
+        EXIT WHEN total > bytes AND fitting IS NOT NULL;
+        fitting := at;
+        EXIT WHEN total >= bytes;
+    END LOOP;
+    CLOSE following;
+    RETURN fitting;
+END
+$$;

@@ -17,6 +17,33 @@ RETURNS bigint LANGUAGE sql VOLATILE AS $$
     END
 $$;
 
+-- The cursor rows of a group in a channel. While a session holds an old snapshot, the dead versions of
+-- these rows stay, one for each batch. Equal keys of an index lie in the order of the table, so a walk
+-- backwards meets the newest version first; a forward walk would read all dead ones before it.
+CREATE FUNCTION outbox_ranges_v1(of_group text, of_channel text) RETURNS SETOF outbox_cursor
+LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE walk AS (
+        (
+            SELECT c AS found, c.slot_from
+            FROM outbox_cursor AS c
+            WHERE c."group" = of_group AND c.channel = of_channel
+            ORDER BY c.slot_from DESC
+            LIMIT 1
+        )
+        UNION ALL
+        SELECT lower.found, lower.slot_from
+        FROM walk
+        CROSS JOIN LATERAL (
+            SELECT c AS found, c.slot_from
+            FROM outbox_cursor AS c
+            WHERE c."group" = of_group AND c.channel = of_channel AND c.slot_from < walk.slot_from
+            ORDER BY c.slot_from DESC
+            LIMIT 1
+        ) AS lower
+    )
+    SELECT (found).* FROM walk
+$$;
+
 -- A cursor row as the worker's Claim, with the position up to which a batch may move it.
 CREATE FUNCTION outbox_claim_of(c outbox_cursor, until bigint) RETURNS text
 LANGUAGE sql VOLATILE AS $$
@@ -38,46 +65,6 @@ LANGUAGE sql VOLATILE AS $$
         'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
         'until', until
     )::text
-$$;
-
--- Where a batch of large messages ends: at the last of the next ones whose JSON has no more than
--- `bytes` in all, and never before the first one. Stored sizes count for what is not compressed; the
--- rest has to be expanded, message by message, since PostgreSQL does not tell the size of its text.
-CREATE FUNCTION outbox_fitting_end(
-    of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, bytes bigint
-) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    following CURSOR FOR
-        SELECT
-            m.position,
-            CASE WHEN pg_column_compression(m.payload) IS NULL THEN pg_column_size(m.payload)
-                 ELSE octet_length(m.payload::text) END
-            + CASE WHEN pg_column_compression(m.headers) IS NULL THEN pg_column_size(m.headers)
-                   ELSE octet_length(m.headers::text) END
-        FROM outbox_message AS m
-        WHERE m.channel = of_channel
-          AND m.position > after
-          AND m.position <= until
-          AND m.slot BETWEEN first_slot AND last_slot
-        ORDER BY m.position;
-    at bigint;
-    size bigint;
-    total bigint := 0;
-    fitting bigint;
-BEGIN
-    -- FETCH takes one row at a time; a loop over a query would expand 50 ahead.
-    OPEN following;
-    LOOP
-        FETCH following INTO at, size;
-        EXIT WHEN NOT FOUND;
-        total := total + size;
-        EXIT WHEN total > bytes AND fitting IS NOT NULL;
-        fitting := at;
-        EXIT WHEN total >= bytes;
-    END LOOP;
-    CLOSE following;
-    RETURN fitting;
-END
 $$;
 
 -- Lock the first range that has something to do, by the order of the groups and then the longest
@@ -112,7 +99,7 @@ BEGIN
     FOR candidate IN
         SELECT c.*
         FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)
-        JOIN outbox_cursor AS c ON c."group" = mine."group" AND c.channel = mine.channel
+        CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
         WHERE outbox_batch_limit(c, horizon) > c.position
         ORDER BY array_position(of_groups, mine."group"), c.served_at
     LOOP
@@ -143,7 +130,11 @@ BEGIN
         END IF;
         SELECT c.* INTO claimed
         FROM outbox_cursor AS c
-        WHERE c.id = candidate.id AND outbox_batch_limit(c, horizon) > c.position
+        WHERE c.ctid = (
+                  SELECT n.ctid FROM outbox_cursor AS n
+                  WHERE n.id <= candidate.id ORDER BY n.id DESC LIMIT 1
+              )
+          AND c.id = candidate.id AND outbox_batch_limit(c, horizon) > c.position
         FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         -- Moved, reshaped or held since it was looked at: read again, now under the lock.
@@ -213,29 +204,42 @@ CREATE FUNCTION outbox_advance(
     cursor_id bigint, of_generation integer, of_token bigint, to_position bigint,
     more_processed bigint, more_skipped bigint, more_parked bigint, new_rate float8,
     new_attempts integer, new_failed_position bigint, retry_delay float8, error text, lease float8
-) RETURNS boolean LANGUAGE plpgsql AS $$
+) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
     of_group text;
 BEGIN
-    UPDATE outbox_cursor AS c
-    SET position = to_position,
-        seen_position = GREATEST(c.seen_position, to_position),
-        processed = c.processed + more_processed,
-        skipped = c.skipped + more_skipped,
-        parked = c.parked + more_parked,
-        rate = new_rate,
-        attempts = new_attempts,
-        failed_position = new_failed_position,
-        failed_since = CASE WHEN new_attempts = 0 THEN NULL
-                            WHEN c.failed_position = new_failed_position THEN c.failed_since
-                            ELSE clock_timestamp() END,
-        retry_at = clock_timestamp() + make_interval(secs => retry_delay),
-        last_error = COALESCE(error, c.last_error),
-        leased_until = clock_timestamp() + make_interval(secs => lease),
-        served_at = transaction_timestamp(),
-        updated_at = clock_timestamp()
-    WHERE c.id = cursor_id AND c.generation = of_generation AND c.lease_token = of_token
-    RETURNING c."group" INTO of_group;
-    RETURN FOUND AND outbox_signal_waiters(of_group) IS NOT NULL;
+    -- The newest version of the row is found backwards, as in outbox_ranges_v1. A leased row is not
+    -- locked: when another session writes a newer version at this moment, look again.
+    FOR attempt IN 1..3 LOOP
+        UPDATE outbox_cursor AS c
+        SET position = to_position,
+            seen_position = GREATEST(c.seen_position, to_position),
+            processed = c.processed + more_processed,
+            skipped = c.skipped + more_skipped,
+            parked = c.parked + more_parked,
+            rate = new_rate,
+            attempts = new_attempts,
+            failed_position = new_failed_position,
+            failed_since = CASE WHEN new_attempts = 0 THEN NULL
+                                WHEN c.failed_position = new_failed_position THEN c.failed_since
+                                ELSE clock_timestamp() END,
+            retry_at = clock_timestamp() + make_interval(secs => retry_delay),
+            last_error = COALESCE(error, c.last_error),
+            leased_until = clock_timestamp() + make_interval(secs => lease),
+            served_at = transaction_timestamp(),
+            updated_at = clock_timestamp()
+        WHERE c.ctid = (
+                  SELECT n.ctid FROM outbox_cursor AS n WHERE n.id <= cursor_id ORDER BY n.id DESC LIMIT 1
+              )
+          AND c.id = cursor_id
+          AND c.generation = of_generation
+          AND c.lease_token = of_token
+        RETURNING c."group" INTO of_group;
+        IF FOUND THEN
+            RETURN outbox_signal_waiters(of_group) IS NOT NULL;
+        END IF;
+    END LOOP;
+    RETURN false;
 END
 $$;

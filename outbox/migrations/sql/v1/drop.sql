@@ -9,6 +9,7 @@ DROP FUNCTION outbox_waiter_key(text);
 DROP FUNCTION outbox_backlog(text, bigint, integer, integer, bigint);
 DROP FUNCTION outbox_claim(text[], text[], bigint, bigint[], integer[], integer, bigint);
 DROP FUNCTION outbox_fitting_end(text, bigint, bigint, integer, integer, bigint);
+DROP FUNCTION outbox_ranges_v1(text, text);
 DROP FUNCTION outbox_claim_of(outbox_cursor, bigint);
 DROP FUNCTION outbox_next(text, bigint, bigint);
 DROP FUNCTION outbox_batch_limit(outbox_cursor, bigint, bigint);

@@ -1,0 +1,47 @@
+"""A session with an old snapshot (a dump, a report) does not slow the claims of workers."""
+
+import pytest
+from django.db import connection
+
+from tests.support.harness import execute, worker
+from tests.support.publishing import publish_orders
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BATCHES = 600
+
+
+def buffers_per_batch(batches):
+    """Handle so many batches of one message; return the pages that each of them read in the cursors' table."""
+    with connection.cursor() as cursor:
+        before = pages(cursor)
+        turner = worker("billing", batch_size=1)
+        moved = sum(turner.run_once() or 0 for _ in range(batches))
+        after = pages(cursor)
+    assert moved == batches
+    return (after - before) / batches
+
+
+def pages(cursor):
+    if connection.pg_version >= 150000:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+    cursor.execute(
+        "SELECT heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read"
+        " FROM pg_statio_user_tables WHERE relname = 'outbox_cursor'"
+    )
+    return cursor.fetchone()[0]
+
+
+def test_a_claim_reads_as_few_pages_beside_an_old_snapshot(connect):
+    """The dead versions of a cursor row that a held snapshot keeps are not walked through."""
+    publish_orders(3 * BATCHES)
+    buffers_per_batch(50)
+    alone = buffers_per_batch(BATCHES)
+    held = connect()
+    execute(held, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+    execute(held, "SELECT count(*) FROM outbox_cursor")
+    buffers_per_batch(BATCHES)
+    beside = buffers_per_batch(BATCHES - 100)
+    execute(held, "ROLLBACK")
+
+    assert beside < 2 * alone
