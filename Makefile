@@ -16,7 +16,7 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix lint bench docs clean
+.PHONY: help demo test test-matrix test-versions lint bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## what depends on the
 		done; \
 	done
 
+test-versions: ## the contracts and the first mistakes with each Python and Django that this machine has (ARGS="3.13:6.1")
+	$(PYTHON) tests/versions.py $(ARGS)
+
 lint: $(VENV)/installed ## check format, style, types and the direction of imports
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -52,7 +55,7 @@ docs: ## write the table of settings, and check that the links between the pages
 	$(PYTHON) docs/check_links.py
 
 clean: ## delete the environments and everything that was built
-	rm -rf $(VENV) $(VENV_PSYCOPG3) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PSYCOPG3) .venv-versions build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c '$(CHECK_PYTHON)'
