@@ -17,7 +17,8 @@ The map, in the order that data takes:
     processes/      workers in processes of their own: supervisor, shutdown, heartbeat
     operations/     what an operator sees and does: status, audit, doctor, reset, pause, scale
     changes/        model changes as messages, by trigger
-    retention/      segments, the partitions of the log
+    retention/      segments, the partitions of the log: rules, maintenance, archive, erasure
+    streams/        append at an expected version, guards, event-sourced models
     sql/            the statements, a file per topic, and their loader
     management/     the commands `consume` and `outbox`
     migrations/     tables, triggers and functions; the functions stand in `sql/`
@@ -27,17 +28,35 @@ The map, in the order that data takes:
 `testing` and `pytest_plugin` are for the tests of projects; `middleware` sets headers of a request.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .changes.capture import capture
 from .changes.change import Change
 from .consuming.read_your_writes import caught_up, wait_for
 from .events import Event, Message
-from .exceptions import FailedAt, OutboxError, PermanentError, RetryAfter, TransactionRequired
+from .exceptions import (
+    FailedAt,
+    OutboxError,
+    PermanentError,
+    RetryAfter,
+    StreamConflict,
+    TransactionRequired,
+)
 from .groups import ConsumerGroup
 from .headers import context
 from .publisher import publish, publish_many, publish_raw
 from .retry import Retry
+from .streams.guards import guard
+from .streams.stream import stream
+
+if TYPE_CHECKING:
+    from .streams.aggregate import Aggregate, applies
+    from .streams.decisions import decide
 
 __all__ = [
+    "Aggregate",
     "Change",
     "ConsumerGroup",
     "Event",
@@ -47,12 +66,28 @@ __all__ = [
     "PermanentError",
     "Retry",
     "RetryAfter",
+    "StreamConflict",
     "TransactionRequired",
+    "applies",
     "capture",
     "caught_up",
     "context",
+    "decide",
+    "guard",
     "publish",
     "publish_many",
     "publish_raw",
+    "stream",
     "wait_for",
 ]
+
+_NEED_APPS = {"Aggregate": "aggregate", "applies": "aggregate", "decide": "decisions"}
+"""Names that live beside a model, which Django cannot define while it loads the apps."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_APPS:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.streams.{_NEED_APPS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

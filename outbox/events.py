@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast, dataclass_transform
 
 import msgspec
@@ -27,6 +27,7 @@ from .exceptions import (
 
 CHANNEL_LENGTH = 63
 VERSION_HEADER = "version"
+STREAM_HEADER = "stream_version"
 ERASED_HEADERS = '{"outbox.erased": true}'
 """The headers of a message that was erased, as PostgreSQL writes them."""
 _VERSION_MARK = f'"{VERSION_HEADER}"'
@@ -35,6 +36,7 @@ EventType = type[Any]
 KeySpec = str | tuple[str, ...] | Callable[[Any], Key] | None
 
 _registry: dict[tuple[str, str], type[Event]] = {}
+_stream_channels: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Contract:
     version: int
     key: Callable[[Any], Key] | None
     event_type: EventType
+    is_stream: bool = False
+    """Whether its channel is one of streams."""
+    was: tuple[str, ...] = ()
+    """Type names that it had before."""
 
     @functools.cached_property
     def decoder(self) -> msgspec.json.Decoder[Any]:
@@ -69,6 +75,8 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
         key: KeySpec = None,
         type: str | None = None,
         version: int = 1,
+        stream: bool = False,
+        was: Sequence[str] = (),
         **options: Any,
     ) -> Any:
         """Create the class; with a channel, also register it under its type name."""
@@ -81,6 +89,8 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
                 version=_valid_version(version, name),
                 key=_key_reader(cls, key),
                 event_type=cls,
+                is_stream=bool(stream),
+                was=_valid_names(was, name),
             )
             _register(cls)
         return cls
@@ -99,6 +109,8 @@ if TYPE_CHECKING:
             key: KeySpec = None,
             type: str | None = None,
             version: int = 1,
+            stream: bool = False,
+            was: Sequence[str] = (),
             **options: Any,
         ) -> None: ...
 
@@ -119,6 +131,9 @@ class Event(EventStruct):
     takes the event, or None for no key.
     `type`: the name on the wire; the class name when left out.
     `version`: of the payload's shape, 1 when left out; see `upgrade`.
+    `stream`: whether the channel is one of streams: the messages of each key are numbered from 1,
+    and `publish(expected=)` appends at a version. One class says it for its whole channel.
+    `was`: type names that the class had before; stored messages of these names are read as it.
     """
 
     __contract__: ClassVar[Contract | None]
@@ -167,6 +182,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return self.raw_headers == ERASED_HEADERS
 
     @property
+    def stream_version(self) -> int | None:
+        """Its number in its stream, from 1; None for a message of no stream."""
+        return cast("int | None", self.headers.get(STREAM_HEADER))
+
+    @property
     def created_at(self) -> datetime.datetime:
         """When the message was published, by the database's clock."""
         return datetime.datetime.fromisoformat(self.raw_created_at)
@@ -211,7 +231,7 @@ def sources(event_type: type[Any]) -> list[tuple[str, str]]:
     """Return where the messages of an event class are: channels, each with a type name."""
     contract: Contract | None = getattr(event_type, "__contract__", None)
     if contract is not None:
-        return [(contract.channel, contract.type)]
+        return [(contract.channel, name) for name in (contract.type, *contract.was)]
     named: Callable[[], list[tuple[str, str]]] | None = getattr(event_type, "sources", None)
     return named() if named is not None else []
 
@@ -265,9 +285,15 @@ def event_type(channel: str, name: str) -> type[Event] | None:
     return _registry.get((channel, name))
 
 
+def is_stream_channel(channel: str) -> bool:
+    """Tell whether an event class declared the channel with `stream=True`."""
+    return channel in _stream_channels
+
+
 def all_event_types() -> list[type[Event]]:
     """Return every event class with a channel, by channel and type name."""
-    return [_registry[name] for name in sorted(_registry)]
+    found = {_registry[name]: None for name in sorted(_registry)}
+    return list(found)
 
 
 def valid_channel(channel: Any) -> str:
@@ -299,6 +325,12 @@ def _valid_version(version: Any, name: str) -> int:
             f"{name}: version={version!r}: use a whole number from 1 on.", event=name
         )
     return cast(int, version)
+
+
+def _valid_names(names: Any, name: str) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise InvalidTypeName(f"{name}: was={names!r}: use a list of type names.", name=names)
+    return tuple(valid_type_name(each) for each in names)
 
 
 def _key_reader(cls: type, key: KeySpec) -> Callable[[Any], Key] | None:
@@ -343,4 +375,7 @@ def _register(cls: type[Event]) -> None:
             first=f"{known.__module__}.{known.__qualname__}",
             second=name,
         )
-    _registry[contract.channel, contract.type] = cls
+    for type_name in (contract.type, *contract.was):
+        _registry[contract.channel, type_name] = cls
+    if contract.is_stream:
+        _stream_channels.add(contract.channel)

@@ -343,6 +343,23 @@ class CannotRestore(OutboxError):
     reason: str
 
 
+class StreamConflict(OutboxError):
+    """Stream {key!r} of channel {channel!r} stands at version {actual}, not at {expected}: \
+another transaction appended to it. Load it again, decide again, and publish with its new version; \
+outbox.decide() does so by itself."""
+
+    channel: str
+    key: str
+    expected: int | None
+    """The version that the writer expected."""
+    actual: int | None
+    """The version of the stream; None when the database ended a deadlock of two writers."""
+
+
+class InvalidStream(OutboxError, ValueError):
+    """A stream is used wrongly."""
+
+
 class WaitInTransaction(OutboxError):
     """Waiting for group {group!r} inside atomic() would last until the timeout: other sessions \
 see what this transaction published only after its commit. Wait after the atomic() block; in a \

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import connections
+from django.db import OperationalError, connections
 
-from . import events
+from . import database, events
 from .encoding import encode
-from .exceptions import PayloadTooLarge
+from .exceptions import PayloadTooLarge, StreamConflict
 from .sql import run_statement
 
 MOST_BYTES = 2**28 - 1
@@ -38,6 +38,51 @@ def append(draft: events.Draft, using: str) -> int:
     with connections[using].cursor() as cursor:
         run_statement(cursor, "append_message", parameters)
         return int(cursor.fetchone()[0])
+
+
+def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> tuple[int, int]:
+    """Append one message to the stream of its key; return its position and its version.
+
+    `expected`: the version at which the stream must stand, None for any. Waits for other writers of
+    the stream. Raises StreamConflict; then nothing is stored, and the transaction can go on unless
+    the conflict was a deadlock.
+    """
+    parameters = {
+        "channel": draft.channel,
+        "key": draft.key,
+        "type": draft.type,
+        "payload": encode(draft.payload, draft.type),
+        "headers": encode(draft.headers, "headers") if draft.headers else "{}",
+        "expected": expected,
+        "guarded": guarded_version(draft.channel, draft.key, using),
+    }
+    conflict: dict[str, Any] = {"channel": draft.channel, "key": draft.key, "expected": expected}
+    try:
+        with connections[using].cursor() as cursor:
+            run_statement(cursor, "append_to_stream", parameters)
+            position, version = cursor.fetchone()
+    except OperationalError as error:
+        if database.is_conflict(error):
+            raise StreamConflict(**conflict, actual=None) from error
+        raise
+    if position is None:
+        raise StreamConflict(**conflict, actual=version)
+    return position, version
+
+
+def open_guards(using: str) -> list[dict[tuple[str, str], int]]:
+    """Return what the open guards of a connection have seen, the innermost last."""
+    connection: Any = connections[using]
+    guards: list[dict[tuple[str, str], int]] = connection.__dict__.setdefault("outbox_guards", [])
+    return guards
+
+
+def guarded_version(channel: str, key: str | None, using: str) -> int | None:
+    """Return the version at which a guard saw a stream, None for one that is not guarded."""
+    for seen in reversed(open_guards(using)):
+        if (channel, key) in seen:
+            return seen[channel, str(key)]
+    return None
 
 
 def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:

@@ -232,3 +232,44 @@ class ArchivedSegment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.first_position} to {self.last_position}"
+
+
+class Stream(models.Model):
+    """The version of a stream: how many messages of one key of a stream channel there are."""
+
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    key = models.TextField(_("key"))
+    version = models.BigIntegerField(_("version"))
+    first_position = models.BigIntegerField(_("first position"))
+    last_position = models.BigIntegerField(_("last position"))
+
+    class Meta:
+        db_table = "outbox_stream"
+        verbose_name = _("stream")
+        verbose_name_plural = _("streams")
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "key"], name="outbox_stream_by_key")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.key} at {self.version}"
+
+
+class StreamMessage(models.Model):
+    """Where the message of a version lies in the log."""
+
+    position = models.BigIntegerField(_("position"), primary_key=True)
+    channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
+    key = models.TextField(_("key"))
+    version = models.BigIntegerField(_("version"))
+
+    class Meta:
+        db_table = "outbox_stream_message"
+        verbose_name = _("stream message")
+        verbose_name_plural = _("stream messages")
+        constraints = [
+            models.UniqueConstraint(fields=["channel", "key", "version"], name="outbox_stream_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.key} {self.version} at {self.position}"

@@ -6,6 +6,7 @@ Publishing waits for nobody and talks to no other service.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,10 +15,11 @@ from django.db import connections, router, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
 from . import events, message_log
-from .conf import settings
+from .conf import is_number, settings
 from .encoding import Key, key_text
 from .exceptions import (
     InvalidHeaders,
+    InvalidStream,
     NotInstalled,
     OutboxError,
     TransactionRequired,
@@ -27,19 +29,53 @@ from .exceptions import (
 Headers = Mapping[str, Any] | None
 
 
-def publish(event: events.Event, *, headers: Headers = None, using: str | None = None) -> int:
+def publish(
+    event: events.Event,
+    *,
+    expected: int | None = None,
+    headers: Headers = None,
+    using: str | None = None,
+) -> int:
     """Publish one event to its channel and return its position.
+
+    `expected`: for a channel of streams, the version at which the stream of the event's key must
+    stand; 0: it must be new; None: any.
 
     `headers`: a mapping that travels beside the payload; any JSON values. The name "version" is
     taken by the event class.
     `using`: the database alias; by default the one the router writes messages to.
 
     Raises TransactionRequired outside `atomic()`, InvalidEvent, InvalidKey, InvalidHeaders,
-    UnencodableValue, NulCharacter and PayloadTooLarge; then nothing is stored. Raises
-    UnknownDatabase, and NotMigrated where `migrate` was forgotten.
+    UnencodableValue, NulCharacter and PayloadTooLarge, and for a stream StreamConflict and
+    InvalidStream; then nothing is stored. Raises UnknownDatabase, and NotMigrated where `migrate`
+    was forgotten.
     """
-    alias = _writable(using)
-    return message_log.append(events.draft(event, _valid(headers)), alias)
+    alias = writable_alias(using)
+    draft = events.draft(event, _valid(headers))
+    if events.is_stream_channel(draft.channel):
+        return append_to_stream(draft, expected, alias)
+    if expected is not None:
+        raise InvalidStream(
+            f"Channel {draft.channel!r} is none of streams, so expected={expected!r} has no "
+            "meaning: declare its events with stream=True."
+        )
+    return message_log.append(draft, alias)
+
+
+def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
+    """Append a draft to the stream of its key and return its position.
+
+    Raises InvalidStream for a draft without a key or an impossible version, StreamConflict.
+    """
+    if draft.key is None:
+        raise InvalidStream(
+            f"{draft.type} of channel {draft.channel!r} has no key, and a stream is the messages "
+            "of one key: declare it with key=…"
+        )
+    if expected is not None and not is_number(expected, 0, 2**63 - 1, whole=True):
+        raise InvalidStream(f"expected={expected!r}: use a whole number from 0 on, or None.")
+    position, _ = message_log.append_to_stream(draft, expected, using)
+    return position
 
 
 def publish_many(
@@ -47,10 +83,12 @@ def publish_many(
 ) -> list[int]:
     """Publish events with one statement and return their positions, in the same order.
 
+    Events of streams are appended one by one.
+
     The events may belong to several channels. `headers` go with each of them. Arguments and
     errors as for `publish`; an error says which event of the batch it is about, from 0 on.
     """
-    alias = _writable(using)
+    alias = writable_alias(using)
     valid = _valid(headers)
     drafts: list[events.Draft] = []
     for event in batch:
@@ -59,7 +97,19 @@ def publish_many(
         except OutboxError as error:
             error.add_note(f"It is about batch[{len(drafts)}].")
             raise
-    return message_log.append_many(drafts, alias)
+    return [
+        position
+        for is_stream, part in itertools.groupby(drafts, _is_of_a_stream)
+        for position in (
+            [append_to_stream(draft, None, alias) for draft in part]
+            if is_stream
+            else message_log.append_many(list(part), alias)
+        )
+    ]
+
+
+def _is_of_a_stream(draft: events.Draft) -> bool:
+    return events.is_stream_channel(draft.channel)
 
 
 def publish_raw(
@@ -78,7 +128,7 @@ def publish_raw(
     class of a later version than 1 they name it, as in `{"version": 2}`. Other arguments and
     errors as for `publish`, and InvalidChannel and InvalidTypeName.
     """
-    alias = _writable(using)
+    alias = writable_alias(using)
     draft = events.Draft(
         events.valid_channel(channel),
         events.valid_type_name(type),
@@ -86,15 +136,24 @@ def publish_raw(
         key_text(key),
         _valid(headers, may_have_version=True),
     )
+    if events.is_stream_channel(channel):
+        return append_to_stream(draft, None, alias)
     return message_log.append(draft, alias)
 
 
-def _writable(using: str | None) -> str:
+def log_alias(using: str | None = None) -> str:
+    """Return the alias of the log's database: `using`, else the one the router writes to."""
     try:
-        alias = using or router.db_for_write(apps.get_model("outbox", "Message"))
-        is_atomic = transaction.get_connection(alias).in_atomic_block
+        return using or router.db_for_write(apps.get_model("outbox", "Message"))
     except LookupError:
         raise NotInstalled(app="outbox") from None
+
+
+def writable_alias(using: str | None) -> str:
+    """Return the alias to publish to; raises TransactionRequired outside `atomic()`."""
+    alias = log_alias(using)
+    try:
+        is_atomic = transaction.get_connection(alias).in_atomic_block
     except ConnectionDoesNotExist:
         raise UnknownDatabase(alias, list(connections)) from None
     if settings().require_transaction and not is_atomic:

@@ -18,6 +18,7 @@ INSTALLED_APPS = [
     "outbox",
     "tests.shop",
     "tests.library",
+    "tests.bank",
 ]
 OUTBOX: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ from .audit import Audit
 from .doctor import Doctor
 from .erasures import Erase, Restore
 from .pauses import Pause, Resume
+from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
 from .replay import Reset, Skip
 from .scaling import Scale
@@ -34,5 +35,6 @@ VERBS: list[type[Verb]] = [
     Restore,
     Erase,
     TakeSnapshot,
+    Rebuild,
 ]
 """In the order of the help."""

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+from django.db import migrations, models
+
+
+def read(name: str) -> str:
+    return (Path(__file__).parent / "sql" / "v1" / name).read_text(encoding="utf-8")
+
+
+class Migration(migrations.Migration):
+    dependencies = [("outbox", "0002_retention")]
+
+    operations = [
+        migrations.CreateModel(
+            name="Stream",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("key", models.TextField(verbose_name="key")),
+                ("version", models.BigIntegerField(verbose_name="version")),
+                ("first_position", models.BigIntegerField(verbose_name="first position")),
+                ("last_position", models.BigIntegerField(verbose_name="last position")),
+            ],
+            options={
+                "verbose_name": "stream",
+                "verbose_name_plural": "streams",
+                "db_table": "outbox_stream",
+                "constraints": [
+                    models.UniqueConstraint(fields=["channel", "key"], name="outbox_stream_by_key")
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="StreamMessage",
+            fields=[
+                (
+                    "position",
+                    models.BigIntegerField(
+                        primary_key=True, serialize=False, verbose_name="position"
+                    ),
+                ),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("key", models.TextField(verbose_name="key")),
+                ("version", models.BigIntegerField(verbose_name="version")),
+            ],
+            options={
+                "verbose_name": "stream message",
+                "verbose_name_plural": "stream messages",
+                "db_table": "outbox_stream_message",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=["channel", "key", "version"], name="outbox_stream_once"
+                    )
+                ],
+            },
+        ),
+        migrations.RunSQL(sql=read("streams.sql"), reverse_sql=read("streams_drop.sql")),
+    ]

@@ -1,0 +1,3 @@
+DROP FUNCTION outbox_lock_stream_v1(text, text, boolean);
+DROP FUNCTION outbox_append_to_stream_v1(text, text, text, text, text, bigint, bigint);
+DROP FUNCTION outbox_own_appends_v1(text, text);

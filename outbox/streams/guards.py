@@ -1,0 +1,56 @@
+"""Guards: several streams stand where they were read, or the transaction conflicts at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.db import OperationalError
+
+from .. import database, message_log
+from ..encoding import Key
+from ..exceptions import StreamConflict
+from ..publisher import log_alias, writable_alias
+from ..sql import scalar
+from .stream import stream
+
+Name = tuple[str, str]
+"""A channel and a key."""
+
+
+@contextlib.contextmanager
+def guard(*streams: tuple[str, Key], using: str | None = None) -> Iterator[Mapping[Name, int]]:
+    """Demand that streams still stand, at the end of the block, where they stood at its start.
+
+    `streams`: pairs of channel and key. Gives the version of each. What the block itself appends
+    does not count. The streams are locked at the end, in one order, until commit; a deadlock with
+    another guard is a StreamConflict as well. Raises TransactionRequired outside `atomic()`.
+    """
+    alias = writable_alias(using)
+    found = [stream(channel, key, using=log_alias(alias)) for channel, key in streams]
+    own = {
+        (each.channel, each.key): scalar("own_appends", alias, channel=each.channel, key=each.key)
+        for each in found
+    }
+    seen = {name: each.version - own[name] for each, name in zip(found, own, strict=True)}
+    guards = message_log.open_guards(alias)
+    guards.append(seen)
+    try:
+        yield {name: version + own[name] for name, version in seen.items()}
+    finally:
+        guards.pop()
+    for channel, key in sorted(seen):
+        _check(channel, key, seen[channel, key], alias)
+
+
+def _check(channel: str, key: str, expected: int, using: str) -> None:
+    conflict: dict[str, Any] = {"channel": channel, "key": key, "expected": expected}
+    try:
+        actual = scalar("lock_stream", using, channel=channel, key=key, for_write=False)
+    except OperationalError as error:
+        if database.is_conflict(error):
+            raise StreamConflict(**conflict, actual=None) from error
+        raise
+    if actual != expected:
+        raise StreamConflict(**conflict, actual=actual)

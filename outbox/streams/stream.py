@@ -1,0 +1,100 @@
+"""A stream: read the messages of one key of a stream channel, in order of their versions."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connections
+
+from .. import events
+from ..encoding import Key, key_text
+from ..exceptions import InvalidStream
+from ..publisher import log_alias
+from ..sql import run_statement, scalar
+
+CHUNK = 1000
+"""Messages read at a time."""
+LATEST = 2**63 - 1
+
+
+class Stream:
+    """The messages of one key of a stream channel. `using`: the alias of the log's database."""
+
+    def __init__(self, channel: str, key: str, using: str) -> None:
+        self.channel = channel
+        self.key = key
+        self.using = using
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.key!r} of {self.channel!r}>"
+
+    @property
+    def version(self) -> int:
+        """The version of its last message, read now; 0 when it has none."""
+        found = scalar("stream_version", self.using, channel=self.channel, key=self.key)
+        return int(found or 0)
+
+    def version_at(self, time: datetime.datetime) -> int:
+        """Return the version at a time, 0 before its first message; the time must have a zone."""
+        if time.tzinfo is None:
+            raise InvalidStream(f"{time.isoformat()} has no time zone: write it with one.")
+        return int(
+            scalar("stream_version_at", self.using, channel=self.channel, key=self.key, time=time)
+        )
+
+    def read(
+        self, after: int = 0, until: int | None = None
+    ) -> Iterator[tuple[Any, events.Message]]:
+        """Give (event, message) in order of the versions above `after`, up to `until`.
+
+        `until`: None for the last one. The event of a type that no class has is the plain payload.
+        Raises UndecodableMessage.
+        """
+        last = LATEST if until is None else until
+        while True:
+            rows = self._rows(after, last)
+            for row in rows:
+                yield self._decoded(row)
+            if len(rows) < CHUNK:
+                return
+            after = rows[-1][-1]
+
+    def _rows(self, after: int, until: int) -> list[tuple[Any, ...]]:
+        parameters: dict[str, Any] = {
+            "channel": self.channel,
+            "key": self.key,
+            "after": after,
+            "until": until,
+            "most": CHUNK,
+        }
+        with connections[self.using].cursor() as cursor:
+            run_statement(cursor, "read_stream", parameters)
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+    def _decoded(self, row: tuple[Any, ...]) -> tuple[Any, events.Message]:
+        position, key, type_name, payload, headers, created_at, _ = row
+        message = events.Message(
+            position, self.channel, key, type_name, 1, False, "", payload, headers, created_at
+        )
+        event_type = events.event_type(self.channel, type_name)
+        event = message.payload if event_type is None else events.decode(message, event_type)
+        return event, message
+
+
+def stream(channel: str, key: Key, *, using: str | None = None) -> Stream:
+    """Return the stream of a key in a channel; it need not have a message.
+
+    `using`: the database alias; by default the one that the router writes messages to. Raises
+    InvalidStream for a channel that is none of streams.
+    """
+    if not events.is_stream_channel(channel):
+        raise InvalidStream(
+            f"Channel {channel!r} is none of streams: declare its events with stream=True."
+        )
+    text = key_text(key)
+    if text is None:
+        raise InvalidStream(f"A stream of channel {channel!r} has a key; None is none.")
+    return Stream(channel, text, log_alias(using))

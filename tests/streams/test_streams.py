@@ -1,0 +1,342 @@
+"""Streams: one history per key, guards over several, and event-sourced models."""
+
+from __future__ import annotations
+
+import threading
+from decimal import Decimal
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, connection, connections, transaction
+from django.utils import timezone
+
+import outbox
+from outbox.exceptions import InvalidStream
+from outbox.models import Message, Stream, StreamMessage
+from outbox.testing import drain, isolated_groups
+from tests.bank.models import Account, Deposited, LimitSet, Opened, Withdrawn
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def publish(event, **options):
+    with transaction.atomic():
+        return outbox.publish(event, **options)
+
+
+def deposit(amount=1, account="17", **options):
+    return publish(Deposited(account=account, amount=Decimal(amount)), **options)
+
+
+def race(*functions):
+    """Run functions at once, each with a connection of its own; return results and errors."""
+    outcomes = [None] * len(functions)
+    barrier = threading.Barrier(len(functions))
+
+    def run(index, function):
+        try:
+            barrier.wait(30)
+            outcomes[index] = function()
+        except Exception as error:
+            outcomes[index] = error
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return outcomes
+
+
+def test_versions_count_from_one_without_gap():
+    """Each message of a key has the next version, in the log and in the stream."""
+    for amount in range(1, 4):
+        deposit(amount)
+    deposit(account="18")
+
+    history = outbox.stream("accounts", "17")
+
+    assert history.version == 3
+    assert [(event.amount, message.stream_version) for event, message in history.read()] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    assert [message.stream_version for _, message in history.read(after=1, until=2)] == [2]
+    assert outbox.stream("accounts", "nobody").version == 0
+
+
+def test_an_expected_version_that_does_not_hold_stores_nothing():
+    """The conflict names channel, key and both versions; the transaction can go on."""
+    deposit()
+    with transaction.atomic():
+        with pytest.raises(outbox.StreamConflict) as caught:
+            outbox.publish(Deposited(account="17", amount=Decimal(1)), expected=0)
+        outbox.publish(Deposited(account="17", amount=Decimal(2)), expected=1)
+
+    conflict = caught.value
+    assert (conflict.channel, conflict.key) == ("accounts", "17")
+    assert (conflict.expected, conflict.actual) == (0, 1)
+    assert Message.objects.count() == 2
+
+
+def test_a_stream_that_never_began_leaves_no_row():
+    """A refused first message does not make a stream."""
+    with transaction.atomic(), pytest.raises(outbox.StreamConflict):
+        outbox.publish(Deposited(account="9", amount=Decimal(1)), expected=5)
+
+    assert not Stream.objects.exists()
+
+
+def test_a_rolled_back_append_leaves_no_gap():
+    """Versions are given again after a roll-back, to a savepoint as well."""
+    with transaction.atomic():
+        outbox.publish(Deposited(account="17", amount=Decimal(1)))
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            outbox.publish(Deposited(account="17", amount=Decimal(2)))
+            raise ZeroDivisionError
+        outbox.publish(Deposited(account="17", amount=Decimal(3)))
+
+    assert [m.stream_version for _, m in outbox.stream("accounts", "17").read()] == [1, 2]
+
+
+def test_of_racers_that_expect_the_same_version_one_wins():
+    """Eight writers, twenty rounds: exactly one commit a round, and versions without gap."""
+    rounds, racers = 20, 8
+    for number in range(rounds):
+        outcomes = race(*[lambda n=number: deposit(expected=n) for _ in range(racers)])
+        won = [each for each in outcomes if isinstance(each, int)]
+        lost = [each for each in outcomes if isinstance(each, outbox.StreamConflict)]
+        assert (len(won), len(lost)) == (1, racers - 1), outcomes
+
+    versions = StreamMessage.objects.filter(key="17").order_by("position")
+    assert [each.version for each in versions] == list(range(1, rounds + 1))
+
+
+def test_writers_of_one_stream_wait_before_they_hold_the_horizon(connect):
+    """A writer that waits for another one of its stream has taken no floor yet."""
+    other = connect().cursor()
+    other.execute("BEGIN")
+    other.execute("SELECT outbox_lock_stream_v1('accounts', '17', true)")
+    waiting = threading.Thread(target=lambda: (deposit(), connections.close_all()))
+    waiting.start()
+    try:
+        with connection.cursor() as cursor:
+            while True:
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                if cursor.fetchone()[0]:
+                    break
+            cursor.execute("SELECT outbox_horizon() = outbox_last_position()")
+
+            assert cursor.fetchone()[0]
+    finally:
+        other.execute("ROLLBACK")
+        waiting.join(60)
+
+
+def test_two_guards_in_opposite_order_end_in_one_commit_and_one_conflict():
+    """Each writes one stream and depends on the other: write skew is refused, no deadlock shows."""
+    publish(LimitSet(region="eu", amount=Decimal(5)))
+    deposit()
+    both = threading.Barrier(2)
+
+    def first():
+        with transaction.atomic(), outbox.guard(("accounts", "17"), ("limits", "eu")):
+            outbox.publish(Deposited(account="17", amount=Decimal(1)))
+            both.wait(60)
+        return "committed"
+
+    def second():
+        with transaction.atomic(), outbox.guard(("limits", "eu"), ("accounts", "17")):
+            outbox.publish(LimitSet(region="eu", amount=Decimal(1)))
+            both.wait(60)
+        return "committed"
+
+    outcomes = race(first, second)
+
+    assert sorted(type(each).__name__ for each in outcomes) == ["StreamConflict", "str"]
+
+
+def test_a_guard_sees_a_stream_that_another_transaction_wrote():
+    """The guarded stream moved on meanwhile, so the block conflicts at its end."""
+    deposit()
+
+    with pytest.raises(outbox.StreamConflict), transaction.atomic():  # noqa: SIM117
+        with outbox.guard(("accounts", "17"), ("limits", "eu")) as seen:
+            assert seen == {("accounts", "17"): 1, ("limits", "eu"): 0}
+            outbox.publish(Deposited(account="17", amount=Decimal(1)))
+            race(lambda: publish(LimitSet(region="eu", amount=Decimal(1))))
+
+    assert outbox.stream("accounts", "17").version == 1
+
+
+def test_a_guard_does_not_count_its_own_messages():
+    """What the block appends itself is no conflict, also after a roll-back to a savepoint."""
+    deposit()
+    with transaction.atomic(), outbox.guard(("accounts", "17")):
+        outbox.publish(Deposited(account="17", amount=Decimal(1)))
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            outbox.publish(Deposited(account="17", amount=Decimal(1)))
+            raise ZeroDivisionError
+        outbox.publish(Deposited(account="17", amount=Decimal(1)))
+
+    assert outbox.stream("accounts", "17").version == 3
+
+
+@pytest.mark.parametrize("expected", [-1, True, 1.5, "1", 2**63])
+def test_an_impossible_version_is_refused(expected):
+    """It names what was given."""
+    with pytest.raises(InvalidStream, match="expected="):
+        deposit(expected=expected)
+
+
+def open_account(number="17", amount=10):
+    with transaction.atomic():
+        account = Account()
+        account.record(Opened(account=number, owner="Ann"))
+        account.record(Deposited(account=number, amount=Decimal(amount)))
+    return account
+
+
+def test_recording_applies_appends_and_saves():
+    """The row is the fold of the stream, at the same version."""
+    open_account()
+
+    row = Account.objects.get(pk="17")
+
+    assert (row.owner, row.balance, row.version) == ("Ann", 10, 2)
+    assert outbox.stream("accounts", "17").version == 2
+    assert list(Account.verify()) == []
+
+
+def test_a_constraint_refuses_row_and_event_together():
+    """What the model's constraints refuse is in neither, and the instance is as before."""
+    account = open_account()
+
+    with pytest.raises(IntegrityError, match="covered"), transaction.atomic():
+        account.record(Withdrawn(account="17", amount=Decimal(11)))
+
+    assert (account.balance, account.version) == (10, 2)
+    assert outbox.stream("accounts", "17").version == 2
+
+
+def test_a_row_loaded_before_another_writer_conflicts():
+    """The append expects the version of the row."""
+    open_account()
+    old = Account.objects.get(pk="17")
+    with transaction.atomic():
+        Account.objects.get(pk="17").record(Deposited(account="17", amount=Decimal(1)))
+
+    with pytest.raises(outbox.StreamConflict), transaction.atomic():
+        old.record(Deposited(account="17", amount=Decimal(1)))
+
+    assert (old.balance, old.version) == (10, 2)
+
+
+def test_an_aggregate_as_of_a_version_or_a_time():
+    """It is folded from the stream, and not saved."""
+    open_account()
+    between = timezone.now()
+    deposit(5)
+
+    assert Account.as_of("17", version=1).balance == 0
+    assert Account.as_of("17", version=3).balance == 15
+    assert Account.as_of("17", time=between).balance == 10
+    for options in ({"version": 0}, {"version": 4}, {}, {"version": 1, "time": between}):
+        with pytest.raises(InvalidStream):
+            Account.as_of("17", **options)
+
+
+def test_a_row_that_drifted_is_found_and_rebuilt():
+    """verify() names the fields; rebuild() makes the row from the stream."""
+    open_account()
+    open_account("18")
+    Account.objects.filter(pk="17").update(balance=99)
+
+    (drift,) = Account.verify()
+
+    assert (drift.key, drift.differences) == ("17", {"balance": (99, 10)})
+    call_command("outbox", "rebuild", "bank.Account")
+    assert list(Account.verify()) == []
+    with pytest.raises(CommandError, match=r"bank\.Account"):
+        call_command("outbox", "rebuild", "bank.Accounts")
+
+
+def test_a_row_changes_by_events_only():
+    """save() and delete() are refused, and say what to do instead."""
+    account = open_account()
+
+    with pytest.raises(InvalidStream, match="record"):
+        account.save()
+    with pytest.raises(InvalidStream, match="record"):
+        account.delete()
+    with pytest.raises(InvalidStream, match="no event of channel"), transaction.atomic():
+        account.record(LimitSet(region="eu", amount=Decimal(1)))
+    with pytest.raises(InvalidStream, match="has the key"), transaction.atomic():
+        account.record(Deposited(account="18", amount=Decimal(1)))
+
+
+def test_decisions_begin_again_after_a_conflict():
+    """Of eight withdrawals of 3 from 10, three succeed, whatever the order."""
+    open_account()
+
+    def withdraw(account):
+        if account.balance >= 3:
+            return [Withdrawn(account="17", amount=Decimal(3))]
+        return []
+
+    outcomes = race(*[lambda: outbox.decide(Account, "17", withdraw, retries=20)] * 8)
+
+    assert [each for each in outcomes if isinstance(each, Exception)] == []
+    assert Account.objects.get(pk="17").balance == 1
+    assert outbox.stream("accounts", "17").version == 5
+
+
+def test_a_decision_inside_a_transaction_is_refused():
+    """It could not begin again there."""
+    with transaction.atomic(), pytest.raises(InvalidStream, match="outside atomic"):
+        outbox.decide(Account, "17", lambda account: [])
+
+
+def test_a_handler_sees_the_version():
+    """A group reads a stream channel as any other."""
+    deposit()
+    deposit()
+    seen = []
+    with isolated_groups():
+        ledger = outbox.ConsumerGroup("ledger", channels=["accounts"])
+        ledger.handler(Deposited)(lambda event, message: seen.append(message.stream_version))
+
+        drain(ledger)
+
+    assert seen == [1, 2]
+
+
+def test_a_plain_channel_has_no_expected_version():
+    """expected= is for streams, and says so."""
+    from tests.shop.events import OrderPlaced
+
+    with pytest.raises(InvalidStream, match="stream=True"), transaction.atomic():
+        outbox.publish(OrderPlaced(order_id=1), expected=0)
+
+
+def test_a_class_reads_messages_of_the_names_it_had():
+    """`was=` keeps the stored messages of a renamed class readable."""
+    from outbox import events
+
+    class Renamed(outbox.Event, channel="renamed", key="n", stream=True, was=["OldName"]):
+        n: int
+
+    try:
+        with transaction.atomic():
+            outbox.publish_raw("renamed", "OldName", {"n": 7}, key="7")
+
+        ((event, message),) = outbox.stream("renamed", "7").read()
+
+        assert (event, message.type) == (Renamed(n=7), "OldName")
+    finally:
+        for name in ("Renamed", "OldName"):
+            events._registry.pop(("renamed", name))
+        events._stream_channels.discard("renamed")
