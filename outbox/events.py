@@ -52,6 +52,8 @@ class Contract:
     """Whether its channel is one of streams."""
     was: tuple[str, ...] = ()
     """Type names that it had before."""
+    key_text: str = ""
+    """What the key is made of, in words: the names of fields, or of the callable."""
 
     @functools.cached_property
     def decoder(self) -> msgspec.json.Decoder[Any]:
@@ -91,6 +93,7 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
                 event_type=cls,
                 is_stream=bool(stream),
                 was=_valid_names(was, name),
+                key_text=_key_words(key),
             )
             _register(cls)
         return cls
@@ -331,6 +334,12 @@ def _valid_names(names: Any, name: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise InvalidTypeName(f"{name}: was={names!r}: use a list of type names.", name=names)
     return tuple(valid_type_name(each) for each in names)
+
+
+def _key_words(key: KeySpec) -> str:
+    if callable(key):
+        return getattr(key, "__qualname__", type(key).__name__)
+    return key if isinstance(key, str) else ", ".join(key or ())
 
 
 def _key_reader(cls: type, key: KeySpec) -> Callable[[Any], Key] | None:

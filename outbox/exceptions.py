@@ -356,6 +356,13 @@ outbox.decide() does so by itself."""
     """The version of the stream; None when the database ended a deadlock of two writers."""
 
 
+class InvalidLockFile(OutboxError, ValueError):
+    """{path} is no lock file of events: {reason}. Write it with `manage.py outbox events lock`."""
+
+    path: Any
+    reason: str
+
+
 class InvalidStream(OutboxError, ValueError):
     """A stream is used wrongly."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .audit import Audit
 from .doctor import Doctor
 from .erasures import Erase, Restore
+from .events import Events
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
@@ -36,5 +37,6 @@ VERBS: list[type[Verb]] = [
     Erase,
     TakeSnapshot,
     Rebuild,
+    Events,
 ]
 """In the order of the help."""
