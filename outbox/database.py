@@ -1,16 +1,21 @@
-"""What psycopg2 and psycopg 3 do differently, in one place.
+"""Sessions of the database: what psycopg2 and psycopg 3 do differently, set-up, and LISTEN.
 
-Every function takes the driver's own connection (`django_connection.connection`). The
-transaction states are libpq's and have the same numbers in both drivers.
+`raw` is the driver's own connection (`django_connection.connection`). The transaction states are
+libpq's and have the same numbers in both drivers. What an error means is decided in `outages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import random
+import selectors
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from django.db import DatabaseError, connections, transaction
+
 from .exceptions import BrokenTransaction
-from .sql import statement
+from .sql import run_statement, scalar, statement
 
 CONFLICTS = ("40001", "40P01")
 """Serialization failure, deadlock."""
@@ -61,14 +66,18 @@ def is_lost(raw: Any) -> bool:
     return raw is None or bool(raw.closed) or status_reader(raw)() == UNKNOWN
 
 
-def is_conflict(error: BaseException) -> bool:
-    """Tell whether a transaction was ended for the sake of another one: it is tried again at once.
+def sqlstate(error: BaseException | None) -> str:
+    """Return the SQLSTATE of an error, as Django or the driver raises it; empty without one."""
+    for each in (error, error.__cause__ if error is not None else None):
+        code = getattr(each, "sqlstate", None) or getattr(each, "pgcode", None)
+        if code:
+            return str(code)
+    return ""
 
-    `error`: as Django raises it.
-    """
-    cause = error.__cause__
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    return code in CONFLICTS
+
+def is_conflict(error: BaseException) -> bool:
+    """Tell whether the server ended a transaction in favour of another: it is tried again."""
+    return sqlstate(error) in CONFLICTS
 
 
 def backend_pid(raw: Any) -> int:
@@ -109,8 +118,109 @@ def take_notifications(raw: Any, heard: list[Any]) -> int:
     return count
 
 
-def forget_notifications(raw: Any, heard: list[Any]) -> None:
-    """End what `heard_notifications` began."""
-    heard.clear()
-    if hasattr(raw, "pgconn"):
-        raw.remove_notify_handler(heard.append)
+def set_up(using: str, name: str) -> Any:
+    """Name a new session for `pg_stat_activity`, and return its raw connection.
+
+    The server then also ends a statement of it that waits for a lock after the process died.
+    """
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "set_application_name", {"name": name})
+    with contextlib.suppress(DatabaseError), connections[using].cursor() as cursor:
+        run_statement(cursor, "notice_dead_clients")
+    return connections[using].connection
+
+
+def is_pooled(using: str) -> bool:
+    """Tell whether a pooler stands before the server, which loses LISTEN and session locks."""
+    seen = scalar("see_backend", using)
+    return bool(seen != backend_pid(connections[using].connection))
+
+
+def is_same_database(alias: str, using: str) -> bool:
+    """Tell whether two aliases lead to one database: a lock of the one is seen by the other."""
+    if alias == using:
+        return True
+    key = random.getrandbits(31)
+    with transaction.atomic(using=alias):
+        scalar("take_probe_lock", alias, key=key)
+        return bool(scalar("see_probe_lock", using, key=key))
+
+
+def wait_readable(descriptors: Iterable[int], seconds: float | None) -> list[int]:
+    """Wait until a descriptor can be read, or the time is over; return those that can.
+
+    Unlike `select()` it takes descriptors of any number.
+    """
+    kind = getattr(selectors, "PollSelector", selectors.DefaultSelector)
+    with kind() as selector:
+        for descriptor in descriptors:
+            selector.register(descriptor, selectors.EVENT_READ)
+        return [key.fd for key, _ in selector.select(seconds)]
+
+
+class Listener:
+    """The notifications that reach the session of an alias; raises Django's errors only.
+
+    `interrupt`: a descriptor that ends a wait when it can be read.
+    """
+
+    def __init__(self, alias: str, interrupt: int | None = None) -> None:
+        self.alias = alias
+        self.interrupt = interrupt
+        self.raw: Any = None
+        self._names: list[str] = []
+        self._heard: list[Any] = []
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the session that listens is still there, and the alias's present one."""
+        current = connections[self.alias].connection
+        return self.raw is not None and current is self.raw and not is_lost(current)
+
+    def listen(self, names: Iterable[str]) -> None:
+        """Listen to NOTIFY channels, on the present session of the alias."""
+        connection = connections[self.alias]
+        connection.ensure_connection()
+        self._names = list(names)
+        self.raw = connection.connection
+        self._heard = heard_notifications(self.raw)
+        self._run("LISTEN")
+
+    def take(self) -> bool:
+        """Read the socket without waiting, forget the notifications; tell whether any came."""
+        with connections[self.alias].wrap_database_errors:
+            return take_notifications(self.raw, self._heard) > 0
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a NOTIFY, the interruption or the time; tell whether a NOTIFY came.
+
+        Those that came with the results of statements since the last call count.
+        """
+        if self.take():
+            return True
+        with connections[self.alias].wrap_database_errors:
+            descriptors = [fileno(self.raw)]
+        if self.interrupt is not None:
+            descriptors.append(self.interrupt)
+        wait_readable(descriptors, seconds)
+        return self.take()
+
+    def unlisten(self) -> None:
+        """Stop listening, so that the session can be used for something else."""
+        if self.is_listening:
+            self._run("UNLISTEN")
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the session, which is gone or about to be closed."""
+        self._heard.clear()
+        if hasattr(self.raw, "pgconn"):
+            with contextlib.suppress(ValueError):
+                self.raw.remove_notify_handler(self._heard.append)
+        self.raw = None
+
+    def _run(self, command: str) -> None:
+        connection = connections[self.alias]
+        quoted = (connection.ops.quote_name(name) for name in self._names)
+        with connection.cursor() as cursor:
+            cursor.execute("; ".join(f"{command} {name}" for name in quoted))

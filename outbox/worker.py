@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import DatabaseError, connections, transaction
 
-from . import database, message_log
+from . import database, message_log, outages
 from . import groups as group_registry
 from .conf import settings
 from .consuming import cursors, dispatcher, leased
 from .consuming.batch import Batch
+from .consuming.batch_limits import BatchLimits
 from .consuming.cursors import Claim
 from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
-from .exceptions import ConnectionLost
 from .groups import ConsumerGroup
+from .outages import Meaning, Outage
 from .retention import maintenance
-from .sql import run_statement
 
 logger = logging.getLogger("outbox.worker")
-
-LONGEST_RECONNECT = 10.0
-"""Seconds between two tries to reach a database that is down, at most."""
 
 
 class Worker:
@@ -54,7 +49,7 @@ class Worker:
     ) -> None:
         self.groups = [group_registry.get(g) if isinstance(g, str) else g for g in groups]
         self.using = using
-        self.batch_size = batch_size or settings().batch_size
+        self.limits = BatchLimits(batch_size or settings().batch_size, settings().batch_bytes)
         self.wakeups = wakeups or Wakeups(self.groups, using)
         self.count_own_floor = count_own_floor
         self.each_turn = each_turn or (lambda: None)
@@ -113,34 +108,44 @@ class Worker:
             self._horizon_is_used_up = True
         return self.handled - before
 
-    def run(self, *, max_messages: int | None = None, max_outage: float | None = None) -> None:
+    def run(
+        self,
+        *,
+        max_messages: int | None = None,
+        max_outage: float | None = None,
+        until_idle: bool = False,
+    ) -> None:
         """Handle messages until `stop()`, or until `max_messages` were moved past.
 
-        Reconnects when the database goes away; gives up after `max_outage` seconds without
-        it and raises ConnectionLost; None: never.
+        `until_idle`: only what is in the log now; ends when none of it is pending. Reconnects when
+        the database goes away; gives up after `max_outage` seconds without it and raises
+        ConnectionLost; None: never.
         """
         outage = Outage(max_outage)
-        is_known = False
+        self._last_position = None
         while self._may_go_on(max_messages):
             try:
-                if not is_known:
-                    self._introduce()
-                    is_known = True
+                self._set_up_session(outage)
+                if until_idle and self._last_position is None:
+                    self._last_position = message_log.last_position(self.using)
                 self._maintenance.turn()
-                if self.run_once() is None:
-                    self.wakeups.wait(self.horizon)
-                else:
-                    self.wakeups.stay_awake()
+                moved = self.run_once()
                 outage.end()
-            except (ConnectionLost, OperationalError, InterfaceError) as error:
-                if not self._is_lost(error):
+                if moved is None and until_idle:
+                    break
+                if moved is None:
+                    self.wakeups.wait(self.horizon, self._idle)
+                else:
+                    self.limits.note_success()
+                    self.wakeups.reset()
+            except Exception as error:
+                if (delay := self._recover(error, outage)) is None:
                     raise
-                self._disconnect()
-                is_known = False
-                self.wakeups.pause(outage.next_delay(error))
-        with contextlib.suppress(DatabaseError, InterfaceError):
-            self.wakeups.fall_silent()
-        self._disconnect()
+                self.wakeups.pause(delay)
+        with contextlib.suppress(*outages.errors(self.using)):
+            self.wakeups.unlisten()
+        self.wakeups.close()
+        connections[self.using].close()
 
     def stop(self) -> None:
         """Ask the worker to finish the batch in hand and return; safe in a signal handler."""
@@ -151,12 +156,41 @@ class Worker:
         self.each_turn()
         return not self._stopping and (max_messages is None or self.handled < max_messages)
 
-    def _introduce(self) -> None:
-        with connections[self.using].cursor() as cursor:
-            run_statement(cursor, "set_application_name", {"name": self._application_name()})
-        with contextlib.suppress(DatabaseError), connections[self.using].cursor() as cursor:
-            run_statement(cursor, "notice_dead_clients")
+    def _set_up_session(self, outage: Outage) -> None:
+        """Prepare a session that is new, also when a handler closed the one before."""
+        raw = connections[self.using].connection
+        if raw is not None and raw is self._raw:
+            return
+        self._forget_session()
+        self._raw = database.set_up(self.using, self._application_name())
         self.register()
+        outage.note_answer()
+
+    def _recover(self, error: Exception, outage: Outage) -> float | None:
+        """Give up the session after an error; return the seconds to wait before the next one.
+
+        None when a new session cannot help.
+        """
+        meaning = outages.meaning(error, self.using, self._raw)
+        if meaning is Meaning.OTHER:
+            return None
+        if meaning is Meaning.OUTAGE:
+            delay = outage.next_delay(error)
+        else:
+            if meaning is Meaning.CANCELLED:
+                self.limits.halve()
+            delay = outages.retry_delay(self.limits.tries)
+            logger.warning(
+                "a statement of the worker was ended: %s (next try in %.1f s, with at most %d "
+                "messages and %d bytes)",
+                str(error).strip(),
+                delay,
+                self.limits.messages,
+                self.limits.bytes,
+            )
+        self._forget_session()
+        outages.discard(self.using)
+        return delay
 
     def _application_name(self) -> str:
         """Return which groups and who, in the 63 bytes that the server keeps."""
@@ -213,7 +247,12 @@ class Worker:
         """Claim a range with its next messages; move ranges that turn out to have none."""
         has_moved = False
         while found := cursors.claim(
-            self._turns, self.horizon, self.using, self.batch_size, self._idle
+            self._turns,
+            self.horizon,
+            self.using,
+            self.limits.messages,
+            self._idle,
+            self.limits.bytes,
         ):
             batch = self._batch(*found)
             if batch.rows:
@@ -228,8 +267,7 @@ class Worker:
     def _batch(self, claim: Claim, rows: list[message_log.Row]) -> Batch:
         group = self._by_name[claim.group]
         self._turns.sort(key=lambda each: each is group)
-        until = rows[-1][0] if len(rows) == self.batch_size else claim.until
-        batch = Batch(group, claim, rows, until, self.using)
+        batch = Batch(group, claim, rows, claim.until, self.using)
         batch.check_constraints = claim.position < self._suspects.get(claim.id, 0)
         return batch
 
@@ -247,42 +285,12 @@ class Worker:
 
     def _is_lost(self, error: Exception) -> bool:
         """Tell a lost connection from another error; Django may have made a new one already."""
-        raw = connections[self.using].connection
-        is_other = raw is not self._raw or database.is_lost(raw)
-        return isinstance(error, ConnectionLost) or is_other or self.wakeups.is_lost()
+        return outages.meaning(error, self.using, self._raw) is Meaning.OUTAGE
 
-    def _disconnect(self) -> None:
-        self._horizon_is_used_up = True
+    def _forget_session(self) -> None:
+        """Forget what was learnt from a session: a crash may take the sequence back."""
         self._raw = None
+        self._horizon_is_used_up = True
+        self.horizon = self._settled_at = 0
+        self._idle = IdleRanges()
         self.wakeups.close()
-        connections[self.using].close()
-
-
-class Outage:
-    """How long the database has been away, and when to try again.
-
-    `limit`: seconds after which ConnectionLost is raised; None for no limit.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self.limit = limit
-        self.began: float | None = None
-        self.tries = 0
-
-    def next_delay(self, error: Exception) -> float:
-        """Return the seconds to wait before the next try; raises ConnectionLost at the limit."""
-        now = time.monotonic()
-        if self.began is None:
-            self.began = now
-            logger.warning("the database went away: %s", str(error).strip())
-        if self.limit is not None and now - self.began >= self.limit:
-            raise ConnectionLost(f"the database was away for {now - self.began:.0f} s") from error
-        self.tries += 1
-        longest = min(LONGEST_RECONNECT, 0.1 * 2.0 ** min(self.tries, 10))
-        return random.uniform(0.5, 1) * longest
-
-    def end(self) -> None:
-        """Note that the database answers."""
-        if self.began is not None:
-            logger.warning("the database is back after %.1f s", time.monotonic() - self.began)
-            self.began, self.tries = None, 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from django.db import DatabaseError, connection, transaction
 
@@ -9,6 +11,7 @@ from outbox import database
 from outbox.exceptions import BrokenTransaction
 from tests.support.harness import DRIVER_ERROR, backend, execute, terminate
 from tests.support.processes import wait_until
+from tests.support.project import Project
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,37 +82,78 @@ def test_a_lost_connection_is_told_from_a_living_one(connect):
     assert database.is_lost(None)
 
 
-def test_the_server_process_and_the_socket_are_known(connect):
-    """The process id is the server's; the descriptor can be waited on."""
+def test_the_server_process_is_known(connect):
+    """The process id is the server's."""
     session = connect()
 
     assert database.backend_pid(session) == backend(session)
-    assert database.fileno(session) > 2
 
 
-def test_notifications_are_counted_once(connect):
+@pytest.fixture
+def listener():
+    """Listens to "here" on the default alias until the test ends."""
+    made = database.Listener("default")
+    made.listen(["here"])
+    yield made
+    made.unlisten()
+
+
+def test_notifications_end_one_wait(listener, connect):
     """Those on the socket, and those that came with the result of another statement."""
-    listener, sender = connect(), connect()
-    heard = database.heard_notifications(listener)
-    execute(listener, "LISTEN here")
-    assert database.take_notifications(listener, heard) == 0
+    sender = connect()
+    assert not listener.take()
 
     execute(sender, "NOTIFY here")
-    wait_until(lambda: database.take_notifications(listener, heard) == 1)
+    assert listener.wait(60)
     execute(sender, "NOTIFY here, 'a'")
     execute(sender, "NOTIFY here, 'b'")
-    wait_until(lambda: execute(listener, "SELECT 1") and len(heard) == 2)
-    assert database.take_notifications(listener, heard) == 2
-    assert database.take_notifications(listener, heard) == 0
+    wait_until(lambda: execute(connection, "SELECT 1") and len(listener._heard) == 2)
+    assert listener.take()
+    assert not listener.take()
 
 
-def test_forgotten_notifications_are_not_heard(connect):
-    """After `forget_notifications` the list stays as it is emptied."""
-    listener, sender = connect(), connect()
-    heard = database.heard_notifications(listener)
-    execute(listener, "LISTEN here")
+def test_a_listener_that_stopped_hears_nothing(listener, connect):
+    """The session goes on without it, and collects no notifications."""
+    sender = connect()
+    heard = listener._heard
+    listener.unlisten()
     execute(sender, "NOTIFY here")
-    wait_until(lambda: execute(listener, "SELECT 1") and heard)
-    database.forget_notifications(listener, heard)
+    execute(connection, "SELECT 1")
 
+    assert not listener.is_listening
     assert not heard
+    assert execute(connection, "SELECT count(*) FROM pg_listening_channels()") == [(0,)]
+
+
+def test_a_wait_ends_for_a_descriptor_of_any_number(listener):
+    """A process with more than 1024 open files can wait, which select() cannot."""
+    resource = pytest.importorskip("resource")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
+    read, write = os.pipe()
+    high = os.dup2(read, 2000)
+    try:
+        os.write(write, b"x")
+
+        assert database.wait_readable([high], 60) == [high]
+        listener.interrupt = high
+        assert not listener.wait(60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in (read, write, high):
+            os.close(each)
+
+
+def test_an_alias_of_another_database_is_told_from_the_same_one(tmp_path, empty_database):
+    """Two aliases lead to one database if a lock taken through one is seen through the other."""
+    here = {name: connection.settings_dict[name] for name in empty_database}
+    aliases = {"default": here, "same": here, "other": empty_database}
+    project = Project(tmp_path, aliases)
+    printed = project.run(
+        "from outbox.database import is_same_database\n"
+        "for alias in ('default', 'same', 'other'):\n"
+        "    print(is_same_database(alias, 'default'))\n"
+    )
+
+    assert printed.split() == ["True", "True", "False"]

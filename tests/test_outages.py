@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ BACKLOG = 3000
 NO_POLL = "600"
 """Seconds of the poll interval: what arrives earlier was announced by a NOTIFY."""
 
+WORKERS = "FROM pg_stat_activity WHERE application_name LIKE 'outbox:%'"
 PUBLISH = """
     INSERT INTO outbox_message (channel, key, type, payload)
     SELECT 'orders', n::text, 'OrderPlaced', jsonb_build_object('order_id', n)
@@ -63,13 +65,13 @@ class Site:
         finally:
             session.close()
 
-    def consume(self, path: Any) -> None:
+    def consume(self, path: Any, *options: str, group: str = "billing") -> None:
         self.path = path
         with path.open("wb") as output:
             self.worker = subprocess.Popen(
                 [
-                    *(sys.executable, MANAGE, "consume", "billing"),
-                    *("--poll-interval", NO_POLL, "--batch-size", "50"),
+                    *(sys.executable, MANAGE, "consume", group),
+                    *("--poll-interval", NO_POLL, "--batch-size", "50", *options),
                 ],
                 env=self.environment,
                 stdout=output,
@@ -80,10 +82,29 @@ class Site:
         return self.run("SELECT count(*) FROM shop_effect WHERE \"group\" = 'billing'")[0][0]
 
     def terminate_worker(self) -> None:
-        self.run(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name LIKE 'outbox:%'"
-        )
+        self.run(f"SELECT pg_terminate_backend(pid) {WORKERS}")
+
+    def kill_worker_backend(self) -> None:
+        """No farewell on the socket; the server then ends all sessions and recovers."""
+        for (pid,) in self.run(f"SELECT pid {WORKERS}"):
+            os.kill(pid, signal.SIGKILL)
+
+    def is_up(self) -> bool:
+        """Whether the server takes sessions."""
+        try:
+            return bool(self.run("SELECT 1"))
+        except driver.Error:
+            return False
+
+    def assert_alive_and_listening(self) -> None:
+        """The worker's process lives, and handles the next message, woken by its NOTIFY."""
+        wait_until(self.is_up, timeout=60)
+        wait_until(self.is_asleep, timeout=60, message=self.path.read_text())
+        before = self.effects()
+        self.run(PUBLISH, 1)
+        wait_until(lambda: self.effects() > before, timeout=60, message=self.path.read_text())
+
+        assert self.worker.poll() is None
 
     def assert_complete_and_listening(self) -> None:
         """Everything was handled once, and a new message arrives without waiting for the poll."""
@@ -176,3 +197,108 @@ def test_max_outage_ends_a_worker_that_waits_in_vain(site, tmp_path):
 
     assert ended.returncode == 1
     assert "the database was away" in ended.stderr
+
+
+HARMS = {
+    "terminated": Site.terminate_worker,
+    "killed": Site.kill_worker_backend,
+    "restarted": lambda site: site.server.restart("fast"),
+    "crashed": lambda site: site.server.restart("immediate"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_sleeping_worker_survives_the_end_of_its_session(site, tmp_path, harm):
+    """However its session ends while it waits for a NOTIFY, the process reconnects and listens."""
+    site.run(PUBLISH, 1)
+    site.consume(tmp_path / "log")
+    wait_until(lambda: site.effects() == 1, timeout=60)
+    for _ in range(2):
+        wait_until(site.is_asleep, timeout=60)
+        harm(site)
+
+        site.assert_alive_and_listening()
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_polling_worker_survives_the_end_of_its_session(site, tmp_path, harm):
+    """The same without LISTEN: the loss shows in whatever statement comes next."""
+    site.run(PUBLISH, 1)
+    site.consume(tmp_path / "log", "--no-listen", "--poll-interval", "0.05")
+    wait_until(lambda: site.effects() == 1, timeout=60)
+    for turn in range(2, 5):
+        harm(site)
+        wait_until(site.is_up, timeout=60)
+        site.run(PUBLISH, 1)
+        wait_until(lambda n=turn: site.effects() == n, timeout=60, message=site.path.read_text())
+
+    assert site.worker.poll() is None
+
+
+def test_a_server_that_turns_read_only_is_waited_for(site, tmp_path):
+    """After a fail-over the old server may take no writes for a while; the worker comes back."""
+    site.run(PUBLISH, 1)
+    site.consume(tmp_path / "log")
+    wait_until(lambda: site.effects() == 1, timeout=60)
+    wait_until(site.is_asleep)
+    site.run("ALTER SYSTEM SET default_transaction_read_only = on")
+    site.run("SELECT pg_reload_conf()")
+    publisher = site.connect()
+    with publisher.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = off")
+        cursor.execute(PUBLISH, [1])
+    publisher.close()
+    wait_until(lambda: "read-only transaction" in site.path.read_text(), timeout=60)
+    site.run("ALTER SYSTEM RESET default_transaction_read_only")
+    site.run("SELECT pg_reload_conf()")
+    wait_until(lambda: site.effects() == 2, timeout=60)
+
+    site.assert_alive_and_listening()
+
+
+@pytest.mark.parametrize("limit", ["cancel", "statement_timeout", "lock_timeout"])
+def test_a_statement_that_is_ended_costs_neither_session_nor_worker(site, tmp_path, limit):
+    """A claim that waits for a lock is cancelled or times out; the worker asks again, for less."""
+    site.run(PUBLISH, 1)
+    if limit != "cancel":
+        site.run(f"ALTER DATABASE site SET {limit} = '2s'")
+    site.consume(tmp_path / "log")
+    wait_until(lambda: site.effects() == 1, timeout=60)
+    wait_until(site.is_asleep)
+    blocker = site.connect()
+    with blocker.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE outbox_cursor IN ACCESS EXCLUSIVE MODE")
+        site.run(PUBLISH, 1)
+        wait_until(lambda: site.run(f"SELECT 1 {WORKERS} AND wait_event_type = 'Lock'"))
+        if limit == "cancel":
+            site.run(f"SELECT pg_cancel_backend(pid) {WORKERS}")
+        wait_until(lambda: "at most 25 messages" in site.path.read_text(), timeout=60)
+        cursor.execute("ROLLBACK")
+    blocker.close()
+    wait_until(lambda: site.effects() == 2, timeout=60, message=site.path.read_text())
+
+    site.assert_alive_and_listening()
+
+
+def test_the_end_of_an_outage_is_told_before_the_worker_sleeps(site, tmp_path):
+    """The log says that the database is back while the worker sleeps, and not when it wakes."""
+    site.run(PUBLISH, 1)
+    site.consume(tmp_path / "log")
+    wait_until(lambda: site.effects() == 1, timeout=60)
+    wait_until(site.is_asleep)
+    site.terminate_worker()
+
+    wait_until(lambda: "the database is back" in site.path.read_text(), timeout=60)
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_drain_goes_on_after_the_end_of_its_session(site, tmp_path, harm):
+    """`consume --drain` reconnects as well, and ends when it has handled what was there."""
+    site.run(PUBLISH, BACKLOG)
+    site.consume(tmp_path / "log", "--drain")
+    wait_until(lambda: site.effects() >= BACKLOG // 3)
+    harm(site)
+
+    assert site.worker.wait(120) == 0
+    wait_until(site.is_up, timeout=60)
+    assert site.effects() == BACKLOG

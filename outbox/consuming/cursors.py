@@ -295,9 +295,22 @@ def settle(idle: IdleRanges, using: str) -> int:
         return int(cursor.rowcount)
 
 
-def next_retry(groups: Sequence[ConsumerGroup], using: str) -> float | None:
-    """Return the seconds until the earliest retry, resume or lease end, None when none is due."""
+def next_look(
+    groups: Sequence[ConsumerGroup], horizon: int, idle: IdleRanges | None, using: str
+) -> tuple[float | None, bool]:
+    """Return when to look again, after nothing could be claimed up to `horizon`.
+
+    The seconds until the earliest retry, resume or lease end, None when none is due; and whether
+    another session holds a range that is none of the `idle` ones, and so may have messages.
+    """
+    pairs = [(group.name, channel) for group in groups for channel in group.channels]
+    parameters: dict[str, Any] = {
+        "groups": array(name for name, _ in pairs),
+        "channels": array(channel for _, channel in pairs),
+        "horizon": horizon,
+        **(IdleRanges() if idle is None else idle).parameters(),
+    }
     with connections[using].cursor() as cursor:
-        run_statement(cursor, "next_retry", {"groups": [group.name for group in groups]})
-        seconds = cursor.fetchone()[0]
-    return None if seconds is None else max(0.0, float(seconds))
+        run_statement(cursor, "next_look", parameters)
+        seconds, is_locked = cursor.fetchone()
+    return None if seconds is None else max(0.0, float(seconds)), is_locked

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 from django.db import connections
 
-from .. import database, message_log
+from .. import database, message_log, outages
 from ..conf import settings
 from ..groups import ConsumerGroup
-from ..sql import run_statement
+from ..sql import run_statement, scalar_reader
 from . import cursors
+from .idle_ranges import IdleRanges
 
 logger = logging.getLogger("outbox.notifications")
 
@@ -35,10 +34,17 @@ FIRST_POLL = 0.02
 """Seconds of the first wait when only polling; it doubles up to the poll interval."""
 LONGEST_SHORT_WAIT = 0.05
 """Seconds of the longest wait for a publisher in flight."""
+LOCKED_WAIT = 1.0
+"""Seconds of the longest sleep while another session holds a range that has messages: when that
+session dies, no NOTIFY tells of it."""
 
 POOLED = (
     "a connection pooler stands before database %r, and LISTEN gets lost in one: polling, at most "
     "every %s s. Set OUTBOX['LISTEN'] to False, or to the alias of a direct connection."
+)
+OTHER_DATABASE = (
+    "OUTBOX['LISTEN'] names %r, which leads to another database than %r: polling, at most every "
+    "%s s. Name an alias of a direct connection to the same database."
 )
 
 
@@ -69,74 +75,77 @@ class Wakeups:
         weakref.finalize(self, _close, *self._pipe)
         os.set_blocking(self._pipe[0], False)
         os.set_blocking(self._pipe[1], False)
-        self._raw: Any = None
-        self._heard: list[Any] = []
+        self.listener = database.Listener(self.alias, self._pipe[0])
+        self._can_listen = bool(self.listen)
         self._locked: list[int] = []
         self._is_idle = False
         self._idle_since: float | None = None
         self._short_waits = 0
 
-    def wait(self, horizon: int) -> None:
-        """Wait a step, after nothing was found up to `horizon`; the caller then looks again."""
+    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
+        """Wait a step, after nothing was found up to `horizon`; the caller then looks again.
+
+        `idle`: the ranges that have nothing up to there; another range with messages is held by
+        another session.
+        """
         now = time.monotonic()
         if self._idle_since is None:
             self._idle_since = now
         if now - self._idle_since < self.linger:
             self._await_position_above(horizon, self._idle_since + self.linger)
-        elif not self.listen:
-            self._poll(horizon)
+        elif not self._can_listen:
+            self._poll(horizon, idle)
         elif message_log.last_position(self.using) > horizon:
+            # Awake until the horizon moves: an idle lock would cost each publisher a NOTIFY.
+            self._drop_locks()
             self._wait_for_publisher()
         elif not self._is_idle:
             self._become_idle()
         else:
-            self._sleep(self._until_due())
+            self._sleep(self._until_due(horizon, idle))
             self._short_waits = 0
 
-    def stay_awake(self) -> None:
+    def reset(self) -> None:
         """Note that there was something to do."""
         self._idle_since = None
         self._short_waits = 0
-        if self._is_idle:
-            self._drop_locks()
+        self._drop_locks()
+        if self.listener.is_listening:
+            # Other workers' notifications would pile up here, or in the server's queue.
+            self.listener.take()
 
     def pause(self, seconds: float) -> None:
         """Wait without the database; `interrupt` ends it early."""
-        select.select([self._pipe[0]], [], [], seconds)
+        database.wait_readable([self._pipe[0]], seconds)
 
     def interrupt(self) -> None:
         """End the present wait and all later ones; safe in a signal handler."""
         os.write(self._pipe[1], b"x")
 
-    def is_lost(self) -> bool:
-        """Tell whether the listening connection is closed or broken."""
-        return self._raw is not None and database.is_lost(connections[self.alias].connection)
-
-    def fall_silent(self) -> None:
+    def unlisten(self) -> None:
         """Drop the locks and stop listening, before `close`: a pool hands the session on."""
-        if self._raw is None or self.is_lost():
-            return
-        if self._is_idle:
+        if self.listener.is_listening:
             self._drop_locks()
-        self._run_for_signals("UNLISTEN")
-        database.forget_notifications(self._raw, self._heard)
+            self.listener.unlisten()
 
     def close(self) -> None:
-        """Forget the listening connection, with its locks; another wait makes a new one."""
-        if self._raw is not None and self.alias != self.using:
-            connections[self.alias].close()
-        self._raw = None
+        """Forget the listening session, with its locks; another wait makes a new one."""
+        self.listener.forget()
+        if self.alias != self.using:
+            outages.discard(self.alias)
+        self._can_listen = bool(self.listen)
         self._is_idle = False
 
     def _await_position_above(self, horizon: int, end: float) -> None:
+        last_position = scalar_reader("read_last_position", self.using)
         while time.monotonic() < end:
             self._sleep(LINGER_STEP)
-            if message_log.last_position(self.using) > horizon:
+            if last_position() > horizon:
                 return
 
     def _become_idle(self) -> None:
         """Take the idle locks; the caller's next look is the one that counts."""
-        if not self._connect():
+        if not self._listen():
             return
         with connections[self.alias].cursor() as cursor:
             run_statement(cursor, "take_idle_locks", {"channels": self.channels})
@@ -148,60 +157,50 @@ class Wakeups:
             self._sleep(SHORT_WAIT)
 
     def _drop_locks(self) -> None:
+        if not self._is_idle:
+            return
         self._is_idle = False
         with connections[self.alias].cursor() as cursor:
             run_statement(cursor, "drop_idle_locks", {"keys": self._locked})
 
-    def _connect(self) -> bool:
-        """Listen, once per connection; False when a pooler makes that useless."""
-        connection = connections[self.alias]
-        connection.ensure_connection()
-        if connection.connection is self._raw:
+    def _listen(self) -> bool:
+        """Listen, once per session; False when a pooler or the wrong database makes it useless."""
+        if self.listener.is_listening:
             return True
-        with connection.cursor() as cursor:
-            if self.listen is True and self._is_pooled(cursor):
-                logger.warning(POOLED, self.using, self.poll_interval)
-                self.listen = False
-                return False
-        self._run_for_signals("LISTEN")
-        self._raw = connection.connection
-        self._heard = database.heard_notifications(self._raw)
-        return True
-
-    def _run_for_signals(self, command: str) -> None:
-        connection = connections[self.alias]
-        with connection.cursor() as cursor:
-            run_statement(cursor, "signal_names", {"channels": self.channels})
-            for (name,) in cursor.fetchall():
-                cursor.execute(f"{command} {connection.ops.quote_name(name)}")
-
-    def _is_pooled(self, cursor: Any) -> bool:
-        run_statement(cursor, "see_backend")
-        return bool(
-            cursor.fetchone()[0] != database.backend_pid(connections[self.alias].connection)
-        )
+        if self.listen is True and database.is_pooled(self.alias):
+            logger.warning(POOLED, self.using, self.poll_interval)
+            self._can_listen = False
+        elif not database.is_same_database(self.alias, self.using):
+            logger.error(OTHER_DATABASE, self.alias, self.using, self.poll_interval)
+            self._can_listen = False
+        else:
+            with connections[self.alias].cursor() as cursor:
+                run_statement(cursor, "signal_names", {"channels": self.channels})
+                names = [name for (name,) in cursor.fetchall()]
+            self.listener.listen(names)
+        return self._can_listen
 
     def _wait_for_publisher(self) -> None:
         self._sleep(min(LONGEST_SHORT_WAIT, SHORT_WAIT * 2**self._short_waits))
         self._short_waits = min(self._short_waits + 1, 16)
 
-    def _poll(self, horizon: int) -> None:
+    def _poll(self, horizon: int, idle: IdleRanges | None) -> None:
         if message_log.last_position(self.using) > horizon:
             return self._wait_for_publisher()
-        self._sleep(min(self._until_due(), FIRST_POLL * 2**self._short_waits))
+        self._sleep(min(self._until_due(horizon, idle), FIRST_POLL * 2**self._short_waits))
         self._short_waits = min(self._short_waits + 1, 16)
 
-    def _until_due(self) -> float:
-        due = cursors.next_retry(self.groups, self.using)
-        return self.poll_interval if due is None else min(due, self.poll_interval)
+    def _until_due(self, horizon: int, idle: IdleRanges | None) -> float:
+        due, is_locked = cursors.next_look(self.groups, horizon, idle, self.using)
+        longest = min(self.poll_interval, LOCKED_WAIT) if is_locked else self.poll_interval
+        return longest if due is None else min(due, longest)
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a NOTIFY, an interruption or the time, whichever is first."""
-        if self._raw is None:
-            return self.pause(seconds)
-        if not database.take_notifications(self._raw, self._heard):
-            select.select([database.fileno(self._raw), self._pipe[0]], [], [], seconds)
-            database.take_notifications(self._raw, self._heard)
+        if self.listener.raw is None:
+            self.pause(seconds)
+        else:
+            self.listener.wait(seconds)
 
 
 def _close(*descriptors: int) -> None:

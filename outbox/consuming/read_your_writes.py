@@ -1,26 +1,27 @@
 """Wait until a group has handled what was published: to read one's own writes.
 
-Who waits holds a shared lock of the group and listens; a worker that commits a batch sends a
-NOTIFY only when it finds that lock. A batch that looked just before the lock was taken sends none,
-so the waiter also looks by itself, at intervals that double: it never waits twice as long.
+A waiting session holds a shared lock of the group and listens; a worker that commits a batch
+sends a NOTIFY only when it finds that lock. A batch that looked just before the lock was taken
+sends none, so the waiting session also looks by itself, at intervals that double: it never waits
+twice as long.
 """
 
 from __future__ import annotations
 
 import contextlib
-import selectors
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from django.db import connections
 
-from .. import database, message_log
 from .. import groups as group_registry
+from .. import message_log
 from ..conf import settings
+from ..database import Listener, is_pooled, is_same_database
 from ..exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from ..groups import ConsumerGroup
-from ..sql import run_statement, scalar
+from ..sql import scalar
 from .cursor_rows import known_group, see
 
 FIRST_WAIT = 0.005
@@ -44,13 +45,13 @@ def wait_for(
     deadline = time.monotonic() + timeout
     if timeout <= 0:
         return False
-    with _Ear(name, using) as ear:
+    with _Wait(name, using) as waiting:
         delay = FIRST_WAIT
         while not _has_handled(name, position, using):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            if not ear.listen(min(delay, remaining)):
+            if not waiting.wait(min(delay, remaining)):
                 delay *= 2
     return True
 
@@ -78,68 +79,47 @@ def caught_up(
             raise NotCaughtUp(group=name, position=position, seconds=timeout)
 
 
-class _Ear:
-    """Listens for a group; on a connection that cannot listen, it only waits."""
+class _Wait:
+    """Waits for a NOTIFY of a group; on a session that cannot listen, only for the time."""
 
     def __init__(self, group: str, using: str) -> None:
         self.group = group
+        self.using = using
         listen = settings().listen
-        self.connection = connections[listen if isinstance(listen, str) else using]
-        self.is_listening = bool(listen)
+        self.alias = listen if isinstance(listen, str) else using
+        self.listener = Listener(self.alias)
+        self.can_listen = bool(listen)
         self.is_locked = False
-        self.heard: list[Any] = []
 
-    def __enter__(self) -> _Ear:
-        if self.is_listening:
-            self.connection.ensure_connection()
-            self.raw = self.connection.connection
-            self.is_listening = self._is_direct()
-        if self.is_listening:
-            self.heard = database.heard_notifications(self.raw)
-            self._run("LISTEN")
+    def __enter__(self) -> _Wait:
+        self.can_listen = (
+            self.can_listen
+            and not is_pooled(self.alias)
+            and is_same_database(self.alias, self.using)
+        )
+        if self.can_listen:
+            self.listener.listen([scalar("waiter_signal", self.alias, group=self.group)])
             self._lock()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.is_listening or database.is_lost(self.raw):
-            return
-        if self.is_locked:
-            with self.connection.cursor() as cursor:
-                run_statement(cursor, "drop_waiter_lock", {"group": self.group})
-        self._run("UNLISTEN")
-        database.forget_notifications(self.raw, self.heard)
+        if self.listener.is_listening and self.is_locked:
+            scalar("drop_waiter_lock", self.alias, group=self.group)
+        self.listener.unlisten()
 
-    def listen(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Wait for a NOTIFY, at most so long, and tell whether one came."""
-        if not self.is_listening:
+        if not self.can_listen:
             time.sleep(seconds)
             return False
-        if database.take_notifications(self.raw, self.heard):
-            return True
-        with selectors.DefaultSelector() as selector:
-            selector.register(database.fileno(self.raw), selectors.EVENT_READ)
-            selector.select(seconds)
+        has_heard = self.listener.wait(seconds)
         if not self.is_locked:
             self._lock()
-        return bool(database.take_notifications(self.raw, self.heard))
-
-    def _is_direct(self) -> bool:
-        """Tell whether no pooler stands before the server: LISTEN and locks get lost in one."""
-        with self.connection.cursor() as cursor:
-            run_statement(cursor, "see_backend")
-            return bool(cursor.fetchone()[0] == database.backend_pid(self.raw))
+        return has_heard
 
     def _lock(self) -> None:
-        """A try: a worker that looks at this moment has the key; then the next round takes it."""
-        with self.connection.cursor() as cursor:
-            run_statement(cursor, "take_waiter_lock", {"group": self.group})
-            self.is_locked = cursor.fetchone()[0]
-
-    def _run(self, command: str) -> None:
-        with self.connection.cursor() as cursor:
-            run_statement(cursor, "waiter_signal", {"group": self.group})
-            name = self.connection.ops.quote_name(cursor.fetchone()[0])
-            cursor.execute(f"{command} {name}")
+        """Try: a worker that commits may hold the key for a moment; the next round tries again."""
+        self.is_locked = scalar("take_waiter_lock", self.alias, group=self.group)
 
 
 def _has_handled(group: str, position: int, using: str) -> bool:

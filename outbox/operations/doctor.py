@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import selectors
 from collections.abc import Callable
 from typing import Any, Literal
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 
-from .. import database
+from .. import database, groups
 from ..conf import settings
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
-from .sessions import floor_holders, see_horizon
+from .sessions import floor_holders, see_horizon, worker_sessions
 
 Level = Literal["ok", "warn", "fail"]
 Answer = tuple[Level, str, str]
@@ -24,6 +23,8 @@ FEWEST_AHEAD = 2
 """Segments that should lie ahead."""
 LONG_HOLD = 60.0
 """Seconds after which a transaction that holds the horizon back is worth a warning."""
+MOST_IDLE_LOCKS = 32
+"""Locks that a sleeping worker holds at most."""
 ECHO_SECONDS = 2.0
 """How long to wait for a NOTIFY of one's own."""
 
@@ -148,30 +149,24 @@ def _listen(using: str) -> Answer:
         return "ok", "off: workers poll", ""
     if connections[alias].in_atomic_block:
         return "warn", "not tried inside a transaction", "Run the doctor outside atomic()."
-    if _hears_itself(alias):
+    if not database.is_same_database(alias, using):
+        fix = 'Set OUTBOX["LISTEN"] to an alias that leads to the same database on the same server.'
+        return "fail", f"alias {alias!r} leads to another database: workers only poll", fix
+    if _notify_roundtrip(alias):
         return "ok", "a NOTIFY comes back", ""
     fix = 'Set OUTBOX["LISTEN"] to an alias that reaches the server directly, or to False to poll.'
     return "warn", f"no NOTIFY within {ECHO_SECONDS:.0f} s: workers only poll", fix
 
 
-def _hears_itself(alias: str) -> bool:
-    connection = connections[alias]
-    connection.ensure_connection()
-    raw = connection.connection
-    heard = database.heard_notifications(raw)
+def _notify_roundtrip(alias: str) -> bool:
+    listener = database.Listener(alias)
+    listener.listen(["outbox_doctor"])
     try:
-        with connection.cursor() as cursor:
-            run_statement(cursor, "listen_to_doctor")
+        with connections[alias].cursor() as cursor:
             run_statement(cursor, "notify_doctor")
-            run_statement(cursor, "unlisten_to_doctor")
-        if database.take_notifications(raw, heard):
-            return True
-        with selectors.DefaultSelector() as selector:
-            selector.register(database.fileno(raw), selectors.EVENT_READ)
-            selector.select(ECHO_SECONDS)
-        return bool(database.take_notifications(raw, heard))
+        return listener.wait(ECHO_SECONDS)
     finally:
-        database.forget_notifications(raw, heard)
+        listener.unlisten()
 
 
 def _prepared(using: str) -> Answer:
@@ -185,12 +180,51 @@ def _prepared(using: str) -> Answer:
 
 
 def _idle_timeout(using: str) -> Answer:
-    milliseconds = scalar("read_idle_timeout", using)
+    milliseconds = _timeouts_of(using)["idle_in_transaction_session_timeout"]
     if milliseconds:
         return "ok", f"{milliseconds / 1000:.0f} s", ""
     name = connections[using].ops.quote_name(str(connections[using].settings_dict["NAME"]))
     fix = f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '10min';"
     return "warn", "off: a forgotten transaction that published holds the horizon for ever", fix
+
+
+def _timeouts(using: str) -> Answer:
+    """Compare the timeouts of this role with how long workers take."""
+    found = _timeouts_of(using)
+    batch, sleep = 1000 * settings().batch_seconds, 1000 * settings().poll_interval
+    least = {
+        "statement_timeout": (batch, "a claim that it ends is repeated with fewer messages"),
+        "lock_timeout": (batch, "a worker that waits for a row gives up and tries again"),
+        "transaction_timeout": (2 * batch, "it ends batches that take their time"),
+        "idle_in_transaction_session_timeout": (2 * batch, "it ends handlers that compute"),
+        "idle_session_timeout": (2 * sleep, "it ends workers that sleep"),
+    }
+    for setting, (milliseconds, effect) in least.items():
+        if 0 < found.get(setting, 0) < milliseconds:
+            role = connections[using].ops.quote_name(str(scalar("current_role", using)))
+            detail = f"{setting} of this role is {found[setting] / 1000:g} s: {effect}"
+            return "warn", detail, f"ALTER ROLE {role} SET {setting} = '{milliseconds:.0f}ms';"
+    limits = [f"{each} {found[each] / 1000:g} s" for each in least if found.get(each)]
+    return "ok", ", ".join(limits) or "none is set", ""
+
+
+def _timeouts_of(using: str) -> dict[str, int]:
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "read_timeouts")
+        return dict(cursor.fetchall())
+
+
+def _locks(using: str) -> Answer:
+    """Compare what workers lock with the lock table; a full one stops publishers as well."""
+    capacity, relations = one_row("read_lock_table", using) or (0, 0)
+    workers = max(1, len(worker_sessions(using)))
+    channels = {channel for group in groups.all_groups() for channel in group.channels}
+    needed = workers * (relations + min(len(channels), MOST_IDLE_LOCKS))
+    detail = f"{workers} workers take up to {needed} of {capacity} locks"
+    if needed < capacity / 2:
+        return "ok", detail, ""
+    fix = f"Set max_locks_per_transaction = {2 * needed * 64 // capacity + 64}, and restart."
+    return "warn", detail, fix
 
 
 def _segments(using: str) -> Answer:
@@ -223,6 +257,8 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "pooler": _pooler,
     "listen": _listen,
     "idle-timeout": _idle_timeout,
+    "timeouts": _timeouts,
+    "locks": _locks,
     "prepared": _prepared,
     "horizon": _horizon,
     "segments": _segments,

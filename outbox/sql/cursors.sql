@@ -62,14 +62,24 @@ WHERE id IN (
 SELECT channel, outbox_slots(channel, %(after)s, %(until)s)
 FROM unnest(%(channels)s::text[]) AS of_group (channel)
 
--- name: next_retry
--- Reads the few cursor rows of the groups.
-SELECT extract(epoch FROM min(due.at) - clock_timestamp())
-FROM outbox_cursor
+-- name: next_look
+-- Reads the few cursor rows of the groups: the seconds until the next retry, resume or lease end, and
+-- whether a range with messages was passed over because another session holds its row.
+SELECT
+    extract(epoch FROM min(due.at) - clock_timestamp()),
+    COALESCE(bool_or(
+        outbox_batch_limit(c, %(horizon)s) > c.position
+        AND (c.id, c.generation) NOT IN (
+            SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
+        )
+    ), false)
+FROM unnest(%(groups)s::text[], %(channels)s::text[]) AS mine ("group", channel)
+JOIN outbox_cursor AS c ON c."group" = mine."group" AND c.channel = mine.channel
 CROSS JOIN LATERAL (
-    SELECT unnest(ARRAY[retry_at, paused_until, leased_until, hold_until]) AS at
+    SELECT min(each.at) AS at
+    FROM unnest(ARRAY[c.retry_at, c.paused_until, c.leased_until, c.hold_until]) AS each (at)
+    WHERE each.at > clock_timestamp()
 ) AS due
-WHERE "group" = ANY(%(groups)s::text[]) AND due.at > clock_timestamp()
 
 -- name: lock_cursor
 -- Locks one cursor row by its primary key; waits for the batch in hand.

@@ -37,18 +37,22 @@ SELECT pg_is_in_recovery()
 -- Of the present transaction.
 SELECT current_setting('transaction_isolation')
 
--- name: read_idle_timeout
--- In milliseconds; 0 is off.
-SELECT setting::bigint FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'
+-- name: read_timeouts
+-- In milliseconds, as this session has them; 0 is off. Older servers lack some.
+SELECT name, setting::bigint FROM pg_settings WHERE right(name, 8) = '_timeout' AND unit = 'ms'
 
--- name: listen_to_doctor
--- For a NOTIFY of one's own.
-LISTEN outbox_doctor
+-- name: current_role
+-- The role of this session.
+SELECT current_user
+
+-- name: read_lock_table
+-- How many locks the server's lock table holds, and how many relations a claim locks.
+SELECT
+    current_setting('max_locks_per_transaction')::bigint
+    * (current_setting('max_connections')::bigint
+       + current_setting('max_prepared_transactions')::bigint),
+    (SELECT 2 * count(*) FROM pg_inherits WHERE inhparent = to_regclass('outbox_message'))
 
 -- name: notify_doctor
--- Comes back to whoever listens.
+-- Comes back to the session that listens.
 NOTIFY outbox_doctor
-
--- name: unlisten_to_doctor
--- Ends it.
-UNLISTEN outbox_doctor

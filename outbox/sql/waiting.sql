@@ -30,6 +30,23 @@ SELECT signal FROM outbox_idle_places(%(channels)s::text[])
 -- The server's idea of who we are; another one than the driver's means a pooler.
 SELECT pg_backend_pid()
 
+-- name: take_probe_lock
+-- An exclusive advisory lock until the end of the transaction; a try.
+SELECT pg_try_advisory_xact_lock(20292, %(key)s)
+
+-- name: see_probe_lock
+-- Reads the lock table: whether a session of this database holds take_probe_lock's.
+SELECT EXISTS (
+    SELECT
+    FROM pg_locks
+    WHERE locktype = 'advisory'
+      AND objsubid = 2
+      AND classid = 20292
+      AND objid = %(key)s::bigint
+      AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+
 -- name: has_handled
 -- Reads the cursors of a group; walks outbox_message_by_channel to the next message of each.
 SELECT COALESCE(

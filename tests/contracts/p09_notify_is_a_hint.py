@@ -16,6 +16,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 import outbox
+from outbox.consuming.idle_ranges import IdleRanges
 from outbox.consuming.notifications import Wakeups
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
@@ -137,17 +138,17 @@ def sleeper():
 class WithoutSecondLook(Wakeups):
     """Breaks the protocol: sleeps as soon as it has the idle locks."""
 
-    def wait(self, horizon: int) -> None:
+    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
         self._become_idle()
-        self._sleep(self._until_due())
+        self._sleep(self._until_due(horizon, idle))
 
 
 class WithoutFlightWait(Wakeups):
     """Breaks the protocol: looks once more, and then sleeps beside an open publisher."""
 
-    def wait(self, horizon: int) -> None:
+    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
         if self._is_idle:
-            self._sleep(self._until_due())
+            self._sleep(self._until_due(horizon, idle))
         else:
             self._become_idle()
 
@@ -166,10 +167,10 @@ def has_slept(kind: type[Wakeups], before: Callable[[], object], between: Callab
     worker.run_once()
     between()
     for _ in range(10):
-        wakeups.wait(worker.horizon)
+        wakeups.wait(worker.horizon, worker._idle)
         if worker.run_once() is not None:
             break
-    wakeups.fall_silent()
+    wakeups.unlisten()
     return max(slept, default=0) > 1
 
 
@@ -273,6 +274,55 @@ def test_a_message_wakes_only_the_workers_of_its_channel(sleeper):
     assert changed == [7]
 
 
+def test_a_stuck_horizon_costs_publishers_no_notify(sleeper, connect):
+    """A worker that was asleep when a transaction stayed open drops its idle locks while it waits for
+    the horizon: the publishers beside it send no NOTIFY."""
+    worker = sleeper("stuck", "stuck")
+    assert worker.asleep.wait(60)
+    blocker, observer = connect(), connect()
+    execute(blocker, "BEGIN")
+    insert(blocker, channel="stuck")
+    publish(None, channel="stuck")
+    idle = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+    idle += " AND classid::bigint >> 16 = 20297"
+    wait_until(lambda: value(observer, idle) == 0, timeout=LONG / 2)
+    heard = count_signals(connect(), "stuck", lambda: publish(None, channel="stuck"))
+    execute(blocker, "ROLLBACK")
+
+    assert heard == 0
+    wait_until(lambda: len(worker.handled) == 2, timeout=LONG / 2)
+
+
+def test_notifications_for_others_do_not_pile_up(sleeper, connect):
+    """A worker that is busy forgets the notifications that other sleeping workers need."""
+    worker = sleeper("busy", "busy")
+    assert worker.asleep.wait(60)
+    session = connect()
+    name = value(session, "SELECT outbox_signal_name('busy')")
+    for number in range(20):
+        execute(session, f"SELECT pg_notify('{name}', 'a{number}')")
+        publish(None, channel="busy")
+
+    wait_until(lambda: len(worker.handled) == 20 and not worker.wakeups.listener._heard)
+
+
+def test_a_range_that_a_dead_session_held_is_taken_over_within_moments(sleeper, connect):
+    """No NOTIFY tells that a session that held a range is gone: while a range with messages is held,
+    the other workers look again each second, and not only when they would poll."""
+    holder = connect()
+    worker = sleeper("heir", "heir")
+    assert worker.asleep.wait(60)
+    execute(holder, "BEGIN")
+    execute(holder, "SELECT * FROM outbox_cursor WHERE \"group\" = 'heir' FOR UPDATE")
+    [position] = publish(None, channel="heir")
+    before = worker.sleeps
+    wait_until(lambda: worker.sleeps > before + 1, timeout=LONG / 2)
+    assert position not in worker.handled
+    holder.close()
+
+    wait_until(lambda: position in worker.handled, timeout=LONG / 2)
+
+
 def test_a_worker_of_many_channels_is_woken_through_a_bucket(sleeper):
     """A group of 200 channels sleeps in 32 buckets, and a message in any channel wakes it."""
     worker = sleeper("many", *MANY)
@@ -362,9 +412,9 @@ def test_a_worker_that_ends_leaves_no_trace_in_its_session():
     worker = Worker([group], wakeups=wakeups)
     worker.run_once()
     with connection.cursor() as cursor:
-        wakeups.wait(worker.horizon)
+        wakeups.wait(worker.horizon, worker._idle)
         assert traces(cursor) == (1, 1)
-        wakeups.fall_silent()
+        wakeups.unlisten()
         assert traces(cursor) == (0, 0)
 
 
@@ -384,4 +434,4 @@ def test_poll_only_needs_no_listen(sleeper, connect):
     [position] = publish(None, channel="polling")
     wait_until(lambda: position in worker.handled)
 
-    assert worker.wakeups._raw is None
+    assert worker.wakeups.listener.raw is None

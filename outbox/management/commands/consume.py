@@ -46,7 +46,7 @@ class Command(BaseCommand):
             "--database", default="default", choices=list(connections), help="database alias"
         )
         add = parser.add_argument_group("how long").add_argument
-        add("--drain", action="store_true", help="handle what is pending and exit")
+        add("--drain", action="store_true", help="handle what is in the log now and exit")
         add("--max-messages", type=positive, metavar="N", help="exit after that many messages")
         add("--max-memory", type=positive, metavar="MB", help="exit when the process is larger")
         add("--max-outage", type=seconds, metavar="S", help="give up after S without a database")
@@ -150,13 +150,13 @@ class Command(BaseCommand):
         try:
             with stopping(worker, options["grace"], parent, record):
                 log_start(worker)
+                worker.run(
+                    max_messages=options["max_messages"],
+                    max_outage=options["max_outage"],
+                    until_idle=options["drain"],
+                )
                 if options["drain"]:
-                    worker.drain(options["max_messages"])
                     failing = status.failing_ranges(worker.groups, options["database"])
-                else:
-                    worker.run(
-                        max_messages=options["max_messages"], max_outage=options["max_outage"]
-                    )
                 logger.info("worker stopped: %d messages handled", worker.handled)
         except OutboxError as error:
             raise CommandError(str(error)) from error
