@@ -54,6 +54,7 @@ KEYS = {
     "resume": PAUSE_KEYS,
     "skip": ["group", "channel", "old", "new"],
     "scale": RANGE_KEYS,
+    "forget": ["channel", "ranges", "position", "parked"],
     "parked": PARKED_KEYS,
     "redrive": ["handled", "skipped", "failed", "remaining"],
     "discard": ["channel", "key", "position", "remaining"],
@@ -97,6 +98,7 @@ def test_every_verb_writes_the_keys_that_are_documented(script):
         "pause": document("pause", "billing")[0],
         "resume": document("resume", "billing")[0],
         "scale": document("scale", "billing", "--to", 2)[0],
+        "forget": document("forget", "billing")[0],
         "parked": document("parked", "scripted")[0],
         "redrive": document("redrive", "scripted", "--key", 1),
         "discard": document(

@@ -24,8 +24,11 @@ from .sessions import HorizonStatus, Session
 LEAST_BOUND = 1000
 """Pending messages that are counted for a cursor in any case."""
 
-Status = Literal["ok", "behind", "replaying", "paused", "failing", "stalled", "stopped"]
+Status = Literal[
+    "undeclared", "ok", "behind", "replaying", "paused", "failing", "stalled", "stopped"
+]
 SEVERITY: tuple[Status, ...] = (
+    "undeclared",
     "ok",
     "behind",
     "replaying",
@@ -171,6 +174,8 @@ def _judge(
     row: RangeRow, owner: str, sessions: Sequence[Session], patience: float
 ) -> tuple[Status, str]:
     """Return the status of a range and why it is so."""
+    if why := _undeclared(row.group, row.channel):
+        return "undeclared", why
     if row.paused_until is not None and row.paused_until > row.now:
         forever = row.paused_until == FOREVER
         return "paused", "until resumed" if forever else f"until {row.paused_until.isoformat()}"
@@ -190,6 +195,19 @@ def _judge(
     if row.oldest <= row.served_at:
         return "behind", "messages wait since before the last batch began"
     return "ok", ""
+
+
+def _undeclared(name: str, channel: str) -> str:
+    """Return why no worker of this code reads a range; empty when the code declares it."""
+    channels = {each for group in all_groups() if group.name == name for each in group.channels}
+    if not channels:
+        return f"the code declares no such group; delete it with: outbox forget {name}"
+    if channel not in channels:
+        return (
+            "the group does not read this channel any more; delete its cursors with: "
+            f"outbox forget {name} --channel {channel}"
+        )
+    return ""
 
 
 def _patience() -> dict[str | None, float]:

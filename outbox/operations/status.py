@@ -134,13 +134,14 @@ def check(
     `lag`: messages; `lag_seconds`: age of the oldest pending one; `parked`: parked messages.
     None: no threshold. Raises UnknownGroup.
     """
+    # A group that left the code raises no alarm: no worker can bring its lag down.
     budget = LAG_BUDGET if lag is None else max(LAG_BUDGET, lag + 1)
     state = describe(group, using, lag_budget=budget).summary
     limits = {"lag": lag, "lag_seconds": lag_seconds, "parked": parked}
     past = [
         f"{name.replace('_', '-')} {getattr(state, name):.12g} is above {limit:.12g}"
         for name, limit in limits.items()
-        if limit is not None and getattr(state, name) > limit
+        if limit is not None and state.status != "undeclared" and getattr(state, name) > limit
     ]
     return state, past
 
@@ -148,6 +149,7 @@ def check(
 def _summary(
     group: str, ranges: Sequence[RangeStatus], sessions: Sequence[Session], head: int
 ) -> GroupStatus:
+    ranges = [each for each in ranges if each.status != "undeclared"] or ranges
     worst = max(ranges, key=lambda each: SEVERITY.index(each.status))
     failing = max(ranges, key=lambda each: each.attempts)
     pending = [each for each in ranges if each.lag]

@@ -62,3 +62,19 @@ FROM unnest(%(channels)s::text[]) AS changed (channel)
 CROSS JOIN LATERAL (
     VALUES (outbox_signal_name(channel)), (outbox_bucket_signal(channel))
 ) AS heard (signal)
+
+-- name: forget_cursors
+-- Under lock_cursors.
+DELETE FROM outbox_cursor WHERE id = ANY(%(ids)s::bigint[])
+
+-- name: forget_parked_messages
+-- Under lock_cursors, by outbox_parked_by_slot.
+DELETE FROM outbox_parked_message
+WHERE "group" = %(group)s AND channel = ANY(%(channels)s::text[])
+
+-- name: count_parked_by_channel
+-- By outbox_parked_by_slot.
+SELECT channel, count(*)
+FROM outbox_parked_message
+WHERE "group" = %(group)s AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+GROUP BY channel

@@ -59,7 +59,7 @@ SELECT COALESCE(
     false
 )
 FROM outbox_cursor
-WHERE "group" = %(group)s
+WHERE "group" = %(group)s AND channel = ANY(%(channels)s::text[])
 
 -- name: waiter_signal
 -- The NOTIFY channel to LISTEN to while waiting for a group.

@@ -6,6 +6,7 @@ from .audit import Audit
 from .doctor import Doctor
 from .erasures import Erase, Restore
 from .events import Events
+from .forgetting import Forget
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
@@ -29,6 +30,7 @@ VERBS: list[type[Verb]] = [
     Resume,
     Skip,
     Scale,
+    Forget,
     Parked,
     Redrive,
     Discard,

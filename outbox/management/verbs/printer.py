@@ -103,7 +103,7 @@ class Printer:
         return self.style.WARNING if word in FAIR else None
 
 
-FAIR = ("behind", "replaying", "paused", "warn")
+FAIR = ("undeclared", "behind", "replaying", "paused", "warn")
 
 
 def ago(time: datetime.datetime | None) -> str:
