@@ -9,35 +9,62 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import enum
+import functools
 import math
 import re
 import reprlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 from django.utils.functional import Promise
 
 from .exceptions import InvalidKey, NulCharacter, UnencodableValue
 
 Key = str | int | float | decimal.Decimal | uuid.UUID | enum.Enum | None
 
+_SCALARS = (str, int, float, type(None), decimal.Decimal, uuid.UUID)
+_PLAIN_TYPES = (
+    msgspec.inspect.IntType,
+    msgspec.inspect.StrType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.TimeType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+)
 _KEY_TYPES = (str, int, float, decimal.Decimal, uuid.UUID)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SPACED_COLON = re.compile(rb'"\s+:')
+_KEY_END = b'":'
 _INFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 """How NaN and the infinities begin in msgpack. JSON has null for them, as for None."""
 
 
-def encode(value: Any, name: str) -> str:
+def encode(value: Any, name: str, parts: Sequence[Any] = ()) -> str:
     """Return `value` as JSON text that jsonb accepts and that holds all of it.
+
+    `parts`: those of its parts that may have any type, when the rest has none but texts as keys.
 
     Raises UnencodableValue or NulCharacter, which name the place inside `name`.
     """
     try:
-        text = _encoder.encode(value).decode()
-    except (TypeError, ValueError, RecursionError):
+        data = _encoder.encode(value)
+        text = data.decode()
+    except (TypeError, ValueError, RecursionError, OverflowError):
         raise _unencodable(*_culprit(value, name)) from None
+    if not all(
+        _is_plain(type(part))  # type: ignore[arg-type]
+        for part in parts or (value,)
+    ) and _may_lose_keys(data):
+        _refuse_equal_keys(value, name)
     if "\\u0000" in text:
         _refuse_nul(value, text, name)
     if "null" in text and _seems_infinite(value) and (found := _find(value, name, _is_infinite)):
@@ -62,7 +89,10 @@ def key_text(key: Any) -> str | None:
     is_infinite = isinstance(value, float | decimal.Decimal) and not math.isfinite(value)
     if is_infinite or isinstance(value, bool) or not isinstance(value, _KEY_TYPES):
         raise InvalidKey(key=key, kind=type(key).__name__)
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        raise InvalidKey(key=type(value), kind="an integer of thousands of digits") from None
     if "\0" in text:
         raise NulCharacter(path="the key")
     if not is_storable(text):
@@ -99,8 +129,71 @@ def _seems_infinite(value: Any) -> bool:
         return True
 
 
+def _may_lose_keys(data: bytes) -> bool:
+    """Tell whether an object in the JSON `data` has equal keys, or a number cannot be read back.
+
+    jsonb keeps one of equal keys, as decoding does: count the keys before and after.
+    """
+    try:
+        kept = msgspec.json.decode(data)
+        if _SPACED_COLON.search(data):  # of a msgspec.Raw
+            data = msgspec.json.format(data, indent=-1)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return True
+    keys = data.count(_KEY_END)
+    return keys > 1 and _encoder.encode(kept).count(_KEY_END) != keys
+
+
+def _loses_keys(value: Any) -> bool:
+    return _may_lose_keys(_encoder.encode(value))
+
+
+def _refuse_equal_keys(value: Any, name: str) -> None:
+    """Raise UnencodableValue for an object with equal keys, such as 1 and "1", or bad raw JSON."""
+    try:
+        found = _find(value, name, _loses_keys)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise _unencodable(*_culprit(value, name)) from None
+    if found is None:
+        return
+    path, culprit = found
+    keys = [_key_as_json(key) for key in culprit] if isinstance(culprit, Mapping) else []
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    what = f"the key {twice} twice in JSON" if twice else "equal keys, or no valid JSON"
+    raise UnencodableValue(
+        f"{path} has {what}, and jsonb keeps one value: give each value a key of its own.",
+        path=path,
+        value=culprit,
+        kind=type(culprit).__name__,
+        shown=twice or "",
+    )
+
+
+def _key_as_json(key: Any) -> str:
+    return str(_encoder.encode({key: None}).decode()[1:-6])
+
+
 def _is_infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+@functools.cache
+def _is_plain(kind: type) -> bool:
+    """Tell whether no value of a class holds an object with free keys, or raw JSON."""
+    if not issubclass(kind, msgspec.Struct):
+        return issubclass(kind, _SCALARS)
+    try:
+        return _is_plain_type(msgspec.inspect.type_info(kind))
+    except (TypeError, NameError, AttributeError, RecursionError):
+        return False
+
+
+def _is_plain_type(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.StructType):
+        return all(_is_plain_type(field.type) for field in kind.fields)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return all(map(_is_plain_type, kind.types))
+    return isinstance(kind, _PLAIN_TYPES)
 
 
 def _is_nul(value: Any) -> bool:

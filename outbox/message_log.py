@@ -95,6 +95,10 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
         return [position for (position,) in cursor.fetchall()]
 
 
+def _free_parts(drafts: Sequence[events.Draft]) -> list[Any]:
+    return [part for draft in drafts for part in (draft.payload, draft.headers)]
+
+
 def horizon(using: str, *, count_own_floor: bool = True) -> int:
     """Return the highest position at or below which nothing can appear any more.
 
@@ -139,7 +143,7 @@ def _encode_payload(draft: events.Draft) -> str:
 
 
 def _encode_batch(drafts: Sequence[events.Draft]) -> str:
-    text = encode(drafts, "batch")
+    text = encode(drafts, "batch", _free_parts(drafts))
     if len(text) > MOST_BYTES // 4:
         for index, draft in enumerate(drafts):
             try:

@@ -505,3 +505,22 @@ def test_a_table_sets_words_left_and_numbers_right():
     )
 
     assert output.getvalue() == "NAME    COUNT  NOTE\na        1000  -\nlonger      2  two lines\n"
+
+
+CONTROLS = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\t\u202eevil"
+
+
+@pytest.mark.parametrize("verb", ["tail", "parked"])
+def test_no_verb_hands_control_characters_to_a_terminal(script, verb):
+    """Those of keys, payloads and errors are written as escapes, in tables and in JSON."""
+    made = script(retry=outbox.Retry(max_attempts=1))
+    made.faults = {CONTROLS: ValueError(CONTROLS)}
+    publish_trouble(CONTROLS)
+    made.drain()
+    group = ["scripted"] if verb == "parked" else []
+    text, document_text = run(verb, *group)[0], run(verb, *group, "--json")[0]
+    written = (text + document_text).replace("\n", "")
+
+    assert [char for char in written if not char.isprintable()] == []
+    assert "evil" in text
+    assert json.loads(document_text.splitlines()[0])

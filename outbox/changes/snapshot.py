@@ -77,7 +77,7 @@ def run(
     while step != "done":
         with transaction.atomic(using=using):
             _read_committed(using)
-            state = Snapshot.objects.using(using).select_for_update().get(pk=state.pk)
+            state = _locked(state, using)
             step = _advance(state, rows, trigger, chunk_size, step == "stuck")
         if progress is not None and step != "stuck":
             progress(Progress(state.emitted, total, step == "done"))
@@ -168,6 +168,16 @@ def _begin(model: str, channel: str, conditions: str, restart: bool, using: str)
             "with the same conditions, or restart it."
         )
     return state
+
+
+def _locked(state: Snapshot, using: str) -> Snapshot:
+    found = Snapshot.objects.using(using).select_for_update().filter(pk=state.pk).first()
+    if found is None:
+        raise InvalidSnapshot(
+            f"The snapshot of {state.model} in {state.channel!r} was restarted by another process, "
+            "which goes on; this one ends."
+        )
+    return found
 
 
 def _advance(

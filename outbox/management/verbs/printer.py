@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,6 +20,11 @@ WIDTH = 100
 """Columns that a table should fit into; text in its last and first column is cut for that."""
 NARROWEST = 12
 """Characters that are left of a column in any case."""
+
+_CONTROLS = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+_CONTROL = re.compile(_CONTROLS)
+"""Control characters of terminals, and those that turn the direction of a text."""
+_COLOURED_OR_CONTROL = re.compile(rf"(\x1b\[[0-9;]+m[a-z]+ *\x1b\[0m)|{_CONTROLS}")
 
 GOOD = ("ok",)
 BAD = ("failing", "stalled", "stopped", "fail")
@@ -37,7 +43,8 @@ class Printer:
 
     def json(self, value: Any) -> None:
         """Write one JSON document, on one line."""
-        self.stdout.write(json.dumps(value, default=_plain, ensure_ascii=False))
+        text = json.dumps(value, default=_plain, ensure_ascii=False)
+        self.stdout.write(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
     def flush(self) -> None:
         """Hand on what was written, as when a program reads it while it is written."""
@@ -53,7 +60,7 @@ class Printer:
 
     def line(self, text: str = "") -> None:
         """Write a line for people to stdout."""
-        self.stdout.write(text)
+        self.stdout.write(visible(text))
 
     def note(self, text: str) -> None:
         """Write a line of narration to stderr."""
@@ -106,6 +113,16 @@ class Printer:
 FAIR = ("undeclared", "behind", "replaying", "paused", "warn")
 
 
+def visible(text: str) -> str:
+    """Return a line with its control characters as escapes, but with the colours of statuses.
+
+    A terminal would obey those of a key, a payload or an error that somebody published.
+    """
+    return _COLOURED_OR_CONTROL.sub(
+        lambda found: found[1] or found[0].encode("unicode_escape").decode(), text
+    )
+
+
 def ago(time: datetime.datetime | None) -> str:
     """Return how long ago a time was, in one unit."""
     if time is None:
@@ -133,7 +150,12 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.1f}"
-    return " ".join(str(value).split()) or "-"
+    return (
+        _CONTROL.sub(
+            lambda found: found[0].encode("unicode_escape").decode(), " ".join(str(value).split())
+        )
+        or "-"
+    )
 
 
 def _cut(text: str, width: int) -> str:
