@@ -3,7 +3,10 @@
 import pytest
 from django.db import connection
 
-from tests.support.harness import execute, worker
+from outbox.operations import status
+from outbox.testing import drain
+from tests.support.harness import backend, execute, worker
+from tests.support.processes import manage
 from tests.support.publishing import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,3 +48,19 @@ def test_a_claim_reads_as_few_pages_beside_an_old_snapshot(connect):
     execute(held, "ROLLBACK")
 
     assert beside < 2 * alone
+
+
+def test_describe_names_the_session_with_the_oldest_snapshot(connect):
+    """Its pid, user, state, age and query: an operator can end it."""
+    publish_orders(1)
+    drain("billing")
+    held = connect()
+    execute(held, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+    execute(held, "SELECT count(*) FROM outbox_cursor")
+    found = status.describe("billing").oldest_snapshot
+    written = manage("outbox", "describe", "billing").stdout
+    execute(held, "ROLLBACK")
+
+    assert (found.pid, found.state) == (backend(held), "idle in transaction")
+    assert found.query == "SELECT count(*) FROM outbox_cursor"
+    assert f"the oldest is held by pid {found.pid}" in written

@@ -44,7 +44,7 @@ PARKED_KEYS = [
 ]  # fmt: skip
 KEYS = {
     "groups": GROUP_KEYS,
-    "describe": ["summary", "ranges", "workers", "horizon", "actions"],
+    "describe": ["summary", "ranges", "workers", "horizon", "actions", "oldest_snapshot"],
     "check": [*GROUP_KEYS, "past"],
     "tail": MESSAGE_KEYS,
     "audit": ["group", "passed", "channels"],

@@ -8,7 +8,7 @@ import datetime
 from django.db import connections
 
 from .. import message_log
-from ..sql import run_statement, with_zones
+from ..sql import one_row, run_statement, with_zones
 
 PREFIX = "outbox:"
 CUT = "..."
@@ -77,6 +77,25 @@ class HorizonStatus:
     head: int
     held_by: Holder | None
     """The session or prepared transaction with the lowest floor, when that is below the head."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotSession:
+    """A session with a snapshot: no dead row that is newer can be removed."""
+
+    pid: int
+    application: str
+    user: str
+    state: str
+    seconds: float
+    """Age of its transaction."""
+    query: str
+
+
+def oldest_snapshot(using: str = "default") -> SnapshotSession | None:
+    """Return the other session with the oldest snapshot; None when there is none to be seen."""
+    row = one_row("oldest_snapshot", using)
+    return None if row is None else SnapshotSession(*row)
 
 
 def worker_sessions(using: str = "default") -> list[Session]:

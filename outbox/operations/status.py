@@ -16,7 +16,14 @@ from ..sql import run_statement
 from . import action_log as actions
 from .action_log import Action
 from .range_status import SEVERITY, RangeStatus, Status, read_ranges
-from .sessions import HorizonStatus, Session, see_horizon, worker_sessions
+from .sessions import (
+    HorizonStatus,
+    Session,
+    SnapshotSession,
+    oldest_snapshot,
+    see_horizon,
+    worker_sessions,
+)
 
 LAG_BUDGET = 500_000
 """Pending messages that one look counts, over all cursors; what is beyond them is not counted."""
@@ -60,6 +67,8 @@ class Description:
     horizon: HorizonStatus
     actions: list[Action]
     """The last few things that operators did to it, the newest first."""
+    oldest_snapshot: SnapshotSession | None
+    """The session that keeps the most dead rows, such as a dump or a report."""
 
 
 def list_groups(using: str = "default") -> list[GroupStatus]:
@@ -88,6 +97,7 @@ def describe(
         workers=[session for session in sessions if session.serves(name)],
         horizon=horizon,
         actions=actions.latest(name, LATEST_ACTIONS, using),
+        oldest_snapshot=oldest_snapshot(using),
     )
 
 

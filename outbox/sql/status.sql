@@ -115,3 +115,19 @@ FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(channel, position, slot_from, slot_to, %(most)s) AS backlog
 WHERE "group" = ANY(%(groups)s::text[]) AND attempts > 0 AND failed_position > position
 ORDER BY "group", channel, slot_from
+
+-- name: oldest_snapshot
+-- Reads the sessions of this database: the one whose snapshot keeps the most dead rows.
+SELECT
+    pid,
+    COALESCE(application_name, ''),
+    COALESCE(usename, ''),
+    COALESCE(state, ''),
+    GREATEST(extract(epoch FROM clock_timestamp() - COALESCE(xact_start, query_start)), 0)::float8,
+    COALESCE(query, '')
+FROM pg_stat_activity
+WHERE datname = current_database()
+  AND backend_xmin IS NOT NULL
+  AND pid <> pg_backend_pid()
+ORDER BY age(backend_xmin) DESC, xact_start
+LIMIT 1

@@ -12,7 +12,7 @@ from ... import groups
 from ...checks import log_faults
 from ...operations import redrives, status
 from ...operations.range_status import RangeStatus
-from ...operations.sessions import HorizonStatus
+from ...operations.sessions import HorizonStatus, SnapshotSession
 from ...operations.status import Description, GroupStatus
 from ...processes.exit_codes import ExitCode
 from .printer import Printer, ago, at_least, slots
@@ -134,6 +134,7 @@ def _print_summary(printer: Printer, description: Description) -> None:
         ("DONE", done),
         ("WORKERS", str(state.workers)),
         *_horizon_lines(description.horizon),
+        *_snapshot_lines(description.oldest_snapshot),
         *[
             ("ACTION", f"{each.action} by {each.actor} {ago(each.at)} {each.details['reason']}")
             for each in description.actions
@@ -153,6 +154,14 @@ def _horizon_lines(horizon: HorizonStatus) -> list[tuple[str, str]]:
         ("", f"{holder.state} for {holder.seconds:.0f} s {since}, user {holder.user!r}"),
     ]
     return [*lines, ("", " ".join(holder.query.split())[:80])] if holder.query else lines
+
+
+def _snapshot_lines(session: SnapshotSession | None) -> list[tuple[str, str]]:
+    if session is None:
+        return []
+    who = f"pid {session.pid} {session.application!r}, user {session.user!r}"
+    age = f"{session.state} for {session.seconds:.0f} s: {' '.join(session.query.split())[:80]}"
+    return [("SNAPSHOT", f"the oldest is held by {who}"), ("", age)]
 
 
 def _print_ranges(printer: Printer, ranges: list[RangeStatus]) -> None:
