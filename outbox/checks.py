@@ -116,7 +116,8 @@ def _unpublished(what: str, name: str, known: set[str], number: str) -> checks.C
     is_pattern, suggestion = _is_pattern(name), did_you_mean(name, known)
     text = f"{what} {name!r}, which no event class and no capture() of this project publishes."
     if is_pattern:
-        suggestion = f" There are no patterns: name one of {', '.join(sorted(known)) or 'none'}."
+        listed = f" ({', '.join(sorted(known))})" if known else ""
+        suggestion = f" There are no patterns: write each name in full{listed}."
     if is_pattern or suggestion:
         return checks.Warning(text + suggestion, id=f"outbox.W{number}")
     hint = "Nothing is wrong if publish_raw() or another program publishes it."
@@ -180,25 +181,40 @@ def check_database(
 
     W009: the database cannot be reached. W013: `migrate` was forgotten.
 
-    `manage.py check` looks at the database of the log also without --database, if it is there.
+    `manage.py check` looks at the database of the log also without --database; see `check_log`.
     """
     default, is_check = _default_alias(), sys.argv[1:2] == ["check"]
     found: list[checks.CheckMessage] = []
-    for alias in databases or ([default] if is_check else []):
+    for alias in databases or []:
         if not router.allow_migrate(alias, "outbox"):
             continue
         found += [] if alias == default else _check_vendor(alias)
         try:
             found += log_faults(alias, must_exist=is_check)
         except OperationalError as error:
-            if databases:
-                found.append(
-                    checks.Warning(
-                        f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
-                        id="outbox.W009",
-                    )
+            found.append(
+                checks.Warning(
+                    f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
+                    id="outbox.W009",
                 )
+            )
     return found
+
+
+@checks.register("outbox")
+def check_log(
+    app_configs: Sequence[AppConfig] | None, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """E006, E007, E008 and W013 for `manage.py check` alone, if the database can be reached.
+
+    Since Django 6.1 a check with the tag "database" is not called without --database.
+    """
+    if databases or sys.argv[1:2] != ["check"]:
+        return []
+    try:
+        return log_faults(_default_alias(), must_exist=True)
+    except OperationalError:
+        return []
 
 
 def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMessage]:
