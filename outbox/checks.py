@@ -202,14 +202,13 @@ def check_database(
 
 
 @checks.register("outbox")
-def check_log(
-    app_configs: Sequence[AppConfig] | None, databases: Iterable[str] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
+def check_log(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
     """E006, E007, E008 and W013 for `manage.py check` alone, if the database can be reached.
 
-    Since Django 6.1 a check with the tag "database" is not called without --database.
+    Since Django 6.1 a check with the tag "database" is not called without --database, and others
+    get all aliases.
     """
-    if databases or sys.argv[1:2] != ["check"]:
+    if sys.argv[1:2] != ["check"] or any(each.startswith("--database") for each in sys.argv):
         return []
     try:
         return log_faults(_default_alias(), must_exist=True)
