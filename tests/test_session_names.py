@@ -1,0 +1,47 @@
+"""A worker's session is named after its groups, whatever handlers do to the connection."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection
+
+import outbox
+from outbox.testing import isolated_groups
+from outbox.worker import Worker
+from tests.support.harness import Background, execute
+from tests.support.processes import wait_until
+from tests.support.publishing import publish
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
+    """The session that replaces a closed one gets the worker's name as well, and listens."""
+    handled: list[int] = []
+    with isolated_groups():
+        group = outbox.ConsumerGroup("closing", channels=["closing"], delivery="at_least_once")
+
+        @group.handler("Order")
+        def close(payload: object, message: outbox.Message) -> None:
+            connection.close()
+            handled.append(message.position)
+
+        worker = Worker([group])
+        thread = Background(worker.run)
+    observer = connect()
+    name = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'outbox:closing %%'"
+        " AND pid <> ALL(%s)"
+    )
+    seen: list[int] = []
+    try:
+        for turn in range(1, 4):
+            publish(None, channel="closing")
+            wait_until(lambda n=turn: len(handled) == n, timeout=60)
+            [(pid,)] = wait_until(lambda: execute(observer, name, seen), timeout=60)
+            seen.append(pid)
+    finally:
+        worker.stop()
+        thread.join(60)
+
+    assert len(set(seen)) == 3
