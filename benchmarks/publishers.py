@@ -20,7 +20,7 @@ from outbox import database, encoding, events
 from outbox.sql import statement
 
 ALWAYS = """
-    CREATE OR REPLACE FUNCTION outbox_seal_and_signal() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE OR REPLACE FUNCTION outbox_check_positions_and_notify() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM pg_notify(outbox_signal_name(channel), '')
         FROM (SELECT DISTINCT channel FROM appended) AS touched;
@@ -28,8 +28,10 @@ ALWAYS = """
     END
     $$
 """
-TRIGGER = "SELECT tgname FROM pg_trigger WHERE tgfoid = 'outbox_seal_and_signal'::regproc"
-INSTALLED = "SELECT pg_get_functiondef('outbox_seal_and_signal'::regproc)"
+TRIGGER = (
+    "SELECT tgname FROM pg_trigger WHERE tgfoid = 'outbox_check_positions_and_notify'::regproc"
+)
+INSTALLED = "SELECT pg_get_functiondef('outbox_check_positions_and_notify'::regproc)"
 SIGNAL_NAME = "SELECT outbox_signal_name(%s)"
 HANDLED = "SELECT processed FROM outbox_cursor"
 LAST = "SELECT outbox_last_position()"

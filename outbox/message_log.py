@@ -15,7 +15,7 @@ from django.db import OperationalError, connections
 from . import database, events
 from .encoding import encode
 from .exceptions import PayloadTooLarge, StreamConflict
-from .sql import run_statement
+from .sql import array, run_statement
 
 MOST_BYTES = 2**28 - 1
 """Of a jsonb value."""
@@ -89,7 +89,10 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
     """Store messages with one statement and return their positions, in the given order."""
     if not drafts:
         return []
-    parameters = {"messages": _encode_batch(drafts)}
+    parameters = {
+        "messages": _encode_batch(drafts),
+        "channels": array({draft.channel for draft in drafts}),
+    }
     with connections[using].cursor() as cursor:
         run_statement(cursor, "append_messages", parameters)
         return [position for (position,) in cursor.fetchall()]

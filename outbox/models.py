@@ -55,7 +55,7 @@ class Message(models.Model):
         indexes = [
             models.Index(fields=["channel", "position", "slot"], name="outbox_message_by_channel")
         ]
-        triggers = [triggers.TAKE_FLOOR, triggers.SEAL_AND_SIGNAL, triggers.APPEND_ONLY]
+        triggers = [triggers.TAKE_FLOOR, triggers.CHECK_POSITIONS_AND_NOTIFY, triggers.APPEND_ONLY]
 
     def __str__(self) -> str:
         return f"{self.channel} {self.position} {self.type}"

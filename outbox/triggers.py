@@ -6,10 +6,23 @@ cannot be switched off by `pgtrigger.ignore()`: without a floor a reader could s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pgtrigger
-from django.db import models
+from pgtrigger import compiler
+
+from . import sql
+
+TEMPLATES = sql.load(Path(__file__).with_name("triggers.sql"))
+
+
+class LogTriggerSql(compiler.UpsertTriggerSql):
+    """The statements that install a trigger of the log. Migrations hold it: it keeps its place."""
+
+    def get_template(self) -> str:
+        """Return the template, without a function of pgtrigger's own."""
+        return TEMPLATES["trigger"]
 
 
 class LogTrigger(pgtrigger.Trigger):
@@ -21,9 +34,19 @@ class LogTrigger(pgtrigger.Trigger):
         self.executes = executes
         super().__init__(func="RETURN NULL;", **options)
 
-    def render_execute(self, model: models.Model) -> str:
-        """Return the call that replaces pgtrigger's own function."""
-        return f"{self.executes}()"
+    def compile(self, model: Any) -> compiler.Trigger:
+        """Return the trigger as migrations hold it."""
+        sql = LogTriggerSql(
+            pgid=self.get_pgid(model),
+            func="",
+            table=model._meta.db_table,
+            when=self.when,
+            operation=self.operation,
+            referencing=self.referencing or "",
+            level=self.level,
+            execute=f"{self.executes}()",
+        )
+        return compiler.Trigger(name=self.name, sql=sql)
 
 
 TAKE_FLOOR = LogTrigger(
@@ -32,16 +55,16 @@ TAKE_FLOOR = LogTrigger(
     when=pgtrigger.Before,
     operation=pgtrigger.Insert,
 )
-SEAL_AND_SIGNAL = LogTrigger(
-    name="seal_and_signal",
-    executes="outbox_seal_and_signal",
+CHECK_POSITIONS_AND_NOTIFY = LogTrigger(
+    name="check_positions_and_notify",
+    executes="outbox_check_positions_and_notify",
     when=pgtrigger.After,
     operation=pgtrigger.Insert,
     referencing=pgtrigger.Referencing(new="appended"),  # type: ignore[no-untyped-call]
 )
 APPEND_ONLY = LogTrigger(
     name="append_only",
-    executes="outbox_refuse_rewrite",
+    executes="outbox_forbid_changes",
     when=pgtrigger.Before,
     operation=pgtrigger.Update | pgtrigger.Delete | pgtrigger.Truncate,
 )

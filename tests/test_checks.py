@@ -232,7 +232,7 @@ def test_a_sequence_with_a_cache_is_refused():
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("trigger", ["take_floor", "seal_and_signal", "append_only"])
+@pytest.mark.parametrize("trigger", ["take_floor", "check_positions_and_notify", "append_only"])
 @pytest.mark.parametrize(
     "change", ["ALTER TABLE outbox_message DISABLE TRIGGER {}", "DROP TRIGGER {} ON outbox_message"]
 )

@@ -90,7 +90,7 @@ def test_a_sequence_with_a_cache_fails(session):
 
 
 @pytest.mark.parametrize(
-    "function", ["outbox_take_floor", "outbox_seal_and_signal", "outbox_refuse_rewrite"]
+    "function", ["outbox_take_floor", "outbox_check_positions_and_notify", "outbox_forbid_changes"]
 )
 def test_a_disabled_trigger_fails(session, function):
     """Each trigger of the log is needed; the finding names the function that does not run."""

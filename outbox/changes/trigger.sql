@@ -3,7 +3,8 @@
 
 -- name: trigger
 -- Muted by pgtrigger.ignore(), which lists the triggers' names in a setting. OLD and NEW, which a
--- condition speaks of, are rows of the queries here; the variables of these names are null.
+-- condition speaks of, are rows of the queries here; the variables of these names are null. Names
+-- are those of the search_path at installation, whatever the writer's; of it pg_temp comes last.
 CREATE OR REPLACE FUNCTION {pgid}() RETURNS trigger LANGUAGE plpgsql AS $outbox$
 #variable_conflict use_column
 BEGIN
@@ -14,16 +15,28 @@ BEGIN
     RETURN NULL;
 END
 $outbox$;
+DO $outbox$
+BEGIN
+    EXECUTE 'ALTER FUNCTION {pgid}() SET search_path = ' || (
+        SELECT string_agg(quote_ident(name), ', ' ORDER BY number)
+        FROM unnest(array_append(current_schemas(false), 'pg_temp'))
+            WITH ORDINALITY AS path (name, number)
+    );
+END
+$outbox$;
 DROP TRIGGER IF EXISTS {pgid} ON {table};
 CREATE TRIGGER {pgid} {when} {operation} ON {table} {referencing} FOR EACH {level}
 EXECUTE FUNCTION {pgid}();
 COMMENT ON TRIGGER {pgid} ON {table} IS '{hash}';
 
 -- name: append
+-- The floor of its channel alone is taken.
+PERFORM set_config('outbox.channels', ARRAY[{channel}]::text, true);
 INSERT INTO outbox_message (channel, key, type, payload)
 SELECT {channel}, {key}, {type},
     jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new})
 FROM {source};
+PERFORM set_config('outbox.channels', '', true);
 
 -- name: append_if_any
 -- An insert of no rows would take a floor, too.

@@ -8,6 +8,7 @@ import pgtrigger.migrations
 from django.db import migrations, models
 
 import outbox.models
+import outbox.triggers
 
 
 def read(pattern: str) -> str:
@@ -290,10 +291,10 @@ class Migration(migrations.Migration):
             model_name="message",
             trigger=pgtrigger.compiler.Trigger(
                 name="take_floor",
-                sql=pgtrigger.compiler.UpsertTriggerSql(
+                sql=outbox.triggers.LogTriggerSql(
                     execute="outbox_take_floor()",
-                    func="RETURN NULL;",
-                    hash="6f8373e4e831546a95b7772699f31822470f8874",
+                    func="",
+                    hash="6234d74b9c9e5c8271f0698d65dfe0ed5c6b6e33",
                     level="STATEMENT",
                     operation="INSERT",
                     pgid="pgtrigger_take_floor_8b656",
@@ -305,14 +306,14 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="message",
             trigger=pgtrigger.compiler.Trigger(
-                name="seal_and_signal",
-                sql=pgtrigger.compiler.UpsertTriggerSql(
-                    execute="outbox_seal_and_signal()",
-                    func="RETURN NULL;",
-                    hash="4c32eafce888125376f07ccb5476944bf36d65fa",
+                name="check_positions_and_notify",
+                sql=outbox.triggers.LogTriggerSql(
+                    execute="outbox_check_positions_and_notify()",
+                    func="",
+                    hash="cd5c043ddc1c1af15d9636421d538be8c6e73695",
                     level="STATEMENT",
                     operation="INSERT",
-                    pgid="pgtrigger_seal_and_signal_b0e9f",
+                    pgid="pgtrigger_check_positions_and_notify_1c8fe",
                     referencing="REFERENCING NEW TABLE AS appended ",
                     table="outbox_message",
                     when="AFTER",
@@ -323,10 +324,10 @@ class Migration(migrations.Migration):
             model_name="message",
             trigger=pgtrigger.compiler.Trigger(
                 name="append_only",
-                sql=pgtrigger.compiler.UpsertTriggerSql(
-                    execute="outbox_refuse_rewrite()",
-                    func="RETURN NULL;",
-                    hash="7288126b2830b9a8bfcd24e2ebb03804ae3954c2",
+                sql=outbox.triggers.LogTriggerSql(
+                    execute="outbox_forbid_changes()",
+                    func="",
+                    hash="dffc52368ead3b141bbfc78ecac064a0fde85696",
                     level="STATEMENT",
                     operation="UPDATE OR DELETE OR TRUNCATE",
                     pgid="pgtrigger_append_only_3348c",

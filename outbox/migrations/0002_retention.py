@@ -5,8 +5,9 @@ from django.db import migrations, models
 import outbox.models
 
 
-def read(name: str) -> str:
-    return (Path(__file__).parent / "sql" / "v1" / name).read_text(encoding="utf-8")
+def read(*names: str) -> str:
+    folder = Path(__file__).parent / "sql" / "v1"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 class Migration(migrations.Migration):
@@ -71,5 +72,8 @@ class Migration(migrations.Migration):
                 "db_table": "outbox_channel_retention",
             },
         ),
-        migrations.RunSQL(sql=read("retention.sql"), reverse_sql=read("retention_drop.sql")),
+        migrations.RunSQL(
+            sql=read("00_names.sql", "retention.sql", "09_names.sql"),
+            reverse_sql=read("retention_drop.sql"),
+        ),
     ]

@@ -3,8 +3,9 @@ from pathlib import Path
 from django.db import migrations, models
 
 
-def read(name: str) -> str:
-    return (Path(__file__).parent / "sql" / "v1" / name).read_text(encoding="utf-8")
+def read(*names: str) -> str:
+    folder = Path(__file__).parent / "sql" / "v1"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 class Migration(migrations.Migration):
@@ -59,5 +60,8 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
-        migrations.RunSQL(sql=read("streams.sql"), reverse_sql=read("streams_drop.sql")),
+        migrations.RunSQL(
+            sql=read("00_names.sql", "streams.sql", "09_names.sql"),
+            reverse_sql=read("streams_drop.sql"),
+        ),
     ]

@@ -62,6 +62,8 @@ class Holder:
     query: str
     prepared: str
     """The name of the prepared transaction, else empty."""
+    channels: list[str] | None
+    """The channels with a cursor that it holds back; None: every channel."""
 
     def __str__(self) -> str:
         if self.prepared:

@@ -1,8 +1,10 @@
 -- Cursors: create, claim, advance, lease.
 
 -- name: lock_group_shape
--- Serialises whoever creates, splits or merges the ranges of a group in a channel.
-SELECT pg_advisory_xact_lock(hashtextextended('outbox ' || %(group)s || ' ' || %(channel)s, 0))
+-- Serialises sessions that create, split or merge the ranges of a group in a channel.
+SELECT pg_advisory_xact_lock(
+    outbox_lock_key(20299, jsonb_build_array(%(group)s::text, %(channel)s::text)::text)
+)
 
 -- name: create_cursors
 -- Under lock_group_shape; does nothing when the group has a cursor in the channel.

@@ -9,7 +9,7 @@ SELECT
     ARRAY(
         SELECT needed.function
         FROM unnest(
-            ARRAY['outbox_take_floor', 'outbox_seal_and_signal', 'outbox_refuse_rewrite']
+            ARRAY['outbox_take_floor', 'outbox_check_positions_and_notify', 'outbox_forbid_changes']
         ) AS needed (function)
         WHERE NOT EXISTS (
             SELECT

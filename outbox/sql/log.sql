@@ -1,30 +1,14 @@
 -- The log: append, read, look things up.
 
 -- name: append_message
--- Takes the floor of the transaction (trigger) and waits for nobody.
-INSERT INTO outbox_message (channel, key, type, payload, headers)
-VALUES (
-    %(channel)s,
-    %(key)s,
-    %(type)s,
-    %(payload)s::jsonb,
-    outbox_context() || %(headers)s::jsonb
+-- Takes the floor of the channel (trigger) and waits for no other session.
+SELECT outbox_publish_v1(
+    %(channel)s, %(key)s, %(type)s, %(payload)s::jsonb, %(headers)s::jsonb
 )
-RETURNING position
 
 -- name: append_messages
--- One row per element of a JSON array, positions in its order; floor and waiting as above.
-INSERT INTO outbox_message (channel, key, type, payload, headers)
-SELECT
-    draft.channel,
-    draft.key,
-    draft.type,
-    draft.payload,
-    CASE WHEN draft.headers IS NULL THEN outbox_context()
-         ELSE outbox_context() || draft.headers END
-FROM json_to_recordset(%(messages)s::json)
-    AS draft (channel text, key text, type text, payload jsonb, headers jsonb)
-RETURNING position
+-- One row per element of a JSON array, positions in its order; floors of its channels, as above.
+SELECT outbox_publish_many_v1(%(messages)s::json, %(channels)s::text[])
 
 -- name: set_context
 -- Sets what outbox_context() returns until the transaction, or savepoint, ends; '' for nothing.

@@ -57,7 +57,7 @@ RETURNING outbox_signal_waiters("group")
 
 -- name: wake_workers
 -- A worker that skipped a locked cursor may sleep; it looks again when this commits.
-SELECT pg_notify(signal, '')
+SELECT outbox_notify(signal)
 FROM unnest(%(channels)s::text[]) AS changed (channel)
 CROSS JOIN LATERAL (
     VALUES (outbox_signal_name(channel)), (outbox_bucket_signal(channel))

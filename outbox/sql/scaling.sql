@@ -179,7 +179,7 @@ FROM (
             FROM pg_locks
             JOIN pg_stat_activity USING (pid)
             WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-              AND classid::bigint = 20291 AND objid::bigint = outbox_cursor.id
+              AND classid::bigint = 20291 AND objid::bigint = outbox_claim_number(outbox_cursor.id)
               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
             LIMIT 1
         ),

@@ -35,11 +35,11 @@ SELECT set_config('lock_timeout', %(timeout)s, true)
 
 -- name: try_maintenance_lock
 -- A session lock: one maintenance at a time in this log.
-SELECT pg_try_advisory_lock(hashtextextended('outbox maintenance', 'outbox_message'::regclass::oid::bigint))
+SELECT pg_try_advisory_lock(outbox_lock_key(20295, 'maintenance'))
 
 -- name: release_maintenance_lock
 -- Releases what try_maintenance_lock took.
-SELECT pg_advisory_unlock(hashtextextended('outbox maintenance', 'outbox_message'::regclass::oid::bigint))
+SELECT pg_advisory_unlock(outbox_lock_key(20295, 'maintenance'))
 
 -- name: lock_log
 -- Waits for every transaction that reads or writes the log, and holds them off until commit.

@@ -34,8 +34,9 @@ SELECT
     COALESCE(claims.cursors, '{}')
 FROM pg_stat_activity
 LEFT JOIN (
-    SELECT pid, array_agg(objid::bigint) AS cursors
+    SELECT pid, array_agg(outbox_cursor.id) AS cursors
     FROM pg_locks
+    JOIN outbox_cursor ON outbox_claim_number(outbox_cursor.id) = objid::bigint
     WHERE locktype = 'advisory' AND objsubid = 2 AND classid = 20291 AND granted
     GROUP BY pid
 ) AS claims USING (pid)
@@ -53,19 +54,14 @@ SELECT
     COALESCE(prepared, xact_start),
     GREATEST(extract(epoch FROM clock_timestamp() - COALESCE(prepared, xact_start)), 0)::float8,
     COALESCE(query, ''),
-    COALESCE(gid, '')
-FROM (
-    SELECT
-        pid,
-        virtualtransaction,
-        drawn - 2147483648 + ((objid::bigint - drawn + 2147483648) & 4294967295) AS floor
-    FROM pg_locks
-    CROSS JOIN outbox_last_position() AS drawn
-    WHERE locktype = 'advisory'
-      AND objsubid = 1
-      AND classid::bigint >> 16 = 20290
-      AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-) AS floors
+    COALESCE(gid, ''),
+    CASE WHEN channel_hash <> outbox_floor_hash('') THEN ARRAY(
+        SELECT DISTINCT channel::text FROM outbox_cursor
+        WHERE outbox_floor_hash(channel) = channel_hash
+        ORDER BY 1
+    ) END
+FROM outbox_last_position() AS last_position
+CROSS JOIN LATERAL outbox_floors(last_position) AS floors
 LEFT JOIN pg_stat_activity ON pg_stat_activity.pid = floors.pid
 LEFT JOIN pg_locks AS own
     ON floors.pid IS NULL

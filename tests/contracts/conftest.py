@@ -67,7 +67,8 @@ def horizon_functions(connect):
     definitions = execute(
         session,
         "SELECT proname, pg_get_functiondef(oid) FROM pg_proc"
-        r" WHERE proname LIKE 'outbox\_horizon%' AND pronamespace = 'public'::regnamespace",
+        r" WHERE (proname LIKE 'outbox\_horizon%' OR proname = 'outbox_floors')"
+        " AND pronamespace = 'public'::regnamespace",
     )
     yield dict(definitions)
     for _, definition in definitions:

@@ -682,7 +682,7 @@ def test_a_position_passed_while_the_floor_was_taken_is_refused(session, connect
     they pass meanwhile is not free for it."""
     insert(session)
     last = last_position(session)
-    execute(session, "SELECT pg_advisory_lock(outbox_floor_key(%s))", last)
+    execute(session, "SELECT pg_advisory_lock(outbox_floor_key('', %s))", last)
     writer = connect()
     pid = value(writer, "SELECT pg_backend_pid()")
     refused = []
@@ -697,7 +697,7 @@ def test_a_position_passed_while_the_floor_was_taken_is_refused(session, connect
     thread.start()
     wait_until(lambda: value(observer, "SELECT pg_blocking_pids(%s) <> '{}'", pid))
     execute(session, "SELECT nextval('outbox_message_position_seq') FROM generate_series(1, 5)")
-    execute(session, "SELECT pg_advisory_unlock(outbox_floor_key(%s))", last)
+    execute(session, "SELECT pg_advisory_unlock(outbox_floor_key('', %s))", last)
     thread.join()
 
     assert len(refused) == 1

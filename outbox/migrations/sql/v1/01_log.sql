@@ -4,9 +4,10 @@
 CREATE SEQUENCE outbox_message_position_seq AS bigint CACHE 1;
 
 -- The values of outbox.context(), as the headers of every message of the transaction.
-CREATE FUNCTION outbox_context() RETURNS jsonb LANGUAGE sql STABLE AS $$
-    SELECT COALESCE(NULLIF(current_setting('outbox.context', true), ''), '{}')::jsonb
-$$;
+CREATE FUNCTION outbox_context() RETURNS jsonb LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT COALESCE(NULLIF(current_setting('outbox.context', true), ''), '{}')::jsonb;
+END;
 
 -- The fixed-width columns first: no alignment padding.
 CREATE TABLE outbox_message (
@@ -25,8 +26,25 @@ ALTER SEQUENCE outbox_message_position_seq OWNED BY outbox_message.position;
 
 CREATE INDEX outbox_message_by_channel ON outbox_message (channel, position, slot);
 
+-- The log's number in this database: the locks, signals and settings of two logs in two schemas
+-- differ by it.
+CREATE FUNCTION outbox_log_number() RETURNS bigint LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT 'outbox_message'::regclass::oid::bigint;
+END;
+
+-- An advisory lock key: 16 bits of a kind, 48 bits of a name's hash. The kinds: 20290 floors
+-- (02_visibility.sql), 20295 maintenance, 20296 and 20297 idle workers, 20298 waiters, 20299
+-- the shape of a group. Claims have two numbers as their key (05_claiming.sql).
+CREATE FUNCTION outbox_lock_key(kind integer, name text) RETURNS bigint LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT (kind::bigint << 48)
+        | (hashtextextended(name, outbox_log_number()) & 281474976710655);
+END;
+
 -- The log is append-only. It may be emptied, but only together with its cursors.
-CREATE FUNCTION outbox_refuse_rewrite() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_forbid_changes() RETURNS trigger LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF TG_OP = 'TRUNCATE' AND EXISTS (
         SELECT FROM pg_locks
@@ -48,8 +66,8 @@ $$;
 
 -- Add the segment of the positions from lower (inclusive) to upper (exclusive). The parent's
 -- statement triggers do not fire for a statement that names a segment; the guard refuses it.
-CREATE FUNCTION outbox_create_segment(lower bigint, upper bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_create_segment(lower bigint, upper bigint) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     segment text := 'outbox_message_' || COALESCE(lower::text, 'default');
 BEGIN
@@ -61,7 +79,7 @@ BEGIN
     );
     EXECUTE format(
         'CREATE TRIGGER outbox_segment_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
-        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_refuse_rewrite()',
+        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_forbid_changes()',
         segment
     );
 END

@@ -10,7 +10,7 @@ CREATE FUNCTION outbox_read(
     "position" bigint, key text, type text, payload jsonb, headers jsonb, created_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN QUERY
         SELECT m.position, m.key, m.type, m.payload, m.headers, m.created_at
@@ -29,7 +29,7 @@ CREATE FUNCTION outbox_pending(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer
 ) RETURNS boolean LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN EXISTS (
         SELECT FROM outbox_message AS m
@@ -45,7 +45,7 @@ $$;
 CREATE FUNCTION outbox_next(of_channel text, after bigint, until bigint) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN (
         SELECT m.position
@@ -61,7 +61,7 @@ $$;
 CREATE FUNCTION outbox_slots(of_channel text, after bigint, until bigint) RETURNS integer[]
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN ARRAY(
         SELECT DISTINCT m.slot
@@ -78,7 +78,7 @@ CREATE FUNCTION outbox_backlog(
 ) RETURNS TABLE (messages bigint, is_bound boolean, oldest timestamptz)
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     SELECT count(*) FILTER (WHERE walked.slot BETWEEN first_slot AND last_slot), count(*) = most
     INTO messages, is_bound
@@ -107,7 +107,8 @@ $$;
 -- rest has to be expanded, message by message, since PostgreSQL does not tell the size of its text.
 CREATE FUNCTION outbox_fitting_end(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, bytes bigint
-) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+) RETURNS bigint LANGUAGE plpgsql VOLATILE
+SET search_path FROM CURRENT AS $$
 DECLARE
     following CURSOR FOR
         SELECT

@@ -4,7 +4,8 @@
 -- Up to which position a batch may move a range now: not past the horizon, not past where a merge
 -- holds it, and no more than `most` positions. Null: it waits.
 CREATE FUNCTION outbox_batch_limit(c outbox_cursor, horizon bigint, most bigint DEFAULT NULL)
-RETURNS bigint LANGUAGE sql VOLATILE AS $$
+RETURNS bigint LANGUAGE sql VOLATILE
+BEGIN ATOMIC
     SELECT CASE
         WHEN COALESCE(
             GREATEST(c.retry_at, c.paused_until, c.leased_until) <= clock_timestamp(), true
@@ -14,14 +15,15 @@ RETURNS bigint LANGUAGE sql VOLATILE AS $$
             CASE WHEN c.hold_until > clock_timestamp() THEN c.hold_position END,
             c.position + most
         )
-    END
-$$;
+    END;
+END;
 
 -- The cursor rows of a group in a channel. While a session holds an old snapshot, the dead versions of
 -- these rows stay, one for each batch. Equal keys of an index lie in the order of the table, so a walk
 -- backwards meets the newest version first; a forward walk would read all dead ones before it.
 CREATE FUNCTION outbox_ranges_v1(of_group text, of_channel text) RETURNS SETOF outbox_cursor
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE
+BEGIN ATOMIC
     WITH RECURSIVE walk AS (
         (
             SELECT c AS found, c.slot_from
@@ -41,12 +43,13 @@ LANGUAGE sql STABLE AS $$
             LIMIT 1
         ) AS lower
     )
-    SELECT (found).* FROM walk
-$$;
+    SELECT (found).* FROM walk;
+END;
 
 -- A cursor row as the worker's Claim, with the position up to which a batch may move it.
 CREATE FUNCTION outbox_claim_of(c outbox_cursor, until bigint) RETURNS text
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE
+BEGIN ATOMIC
     SELECT json_build_object(
         'id', c.id,
         'group', c."group",
@@ -64,8 +67,14 @@ LANGUAGE sql VOLATILE AS $$
         'idle_seconds', extract(epoch FROM clock_timestamp() - c.updated_at),
         'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
         'until', until
-    )::text
-$$;
+    )::text;
+END;
+
+-- The number by which pg_locks shows the claim of a cursor; another log's cursors have others.
+CREATE FUNCTION outbox_claim_number(cursor_id bigint) RETURNS integer LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT (hashint8extended(cursor_id, outbox_log_number()) & 2147483647)::integer;
+END;
 
 -- Lock the first range that has something to do, by the order of the groups and then the longest
 -- not served, and read its next messages: at most `most`, and no more than `most_bytes` of JSON but
@@ -73,7 +82,7 @@ $$;
 -- message, or alone, and says where the batch ends. The rows before it are ranges that have nothing up to the
 -- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
 -- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
--- in pg_locks: class 20291, the cursor's id. The plan is held to the index walk, as in outbox_read;
+-- in pg_locks: class 20291, outbox_claim_number. The plan is held to the index walk, as in outbox_read;
 -- before PostgreSQL 18 the sort of the few cursors then seems so dear that it would be compiled.
 CREATE FUNCTION outbox_claim(
     of_groups text[], of_channels text[], horizon bigint,
@@ -83,7 +92,7 @@ CREATE FUNCTION outbox_claim(
     claim text, is_idle boolean
 ) LANGUAGE plpgsql VOLATILE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT SET jit = off AS $$
 DECLARE
     candidate outbox_cursor;
     claimed outbox_cursor;
@@ -145,7 +154,7 @@ BEGIN
             until := outbox_batch_limit(claimed, horizon, 100000);
             position := NULL;
         END IF;
-        ignored := pg_try_advisory_xact_lock(20291, claimed.id::integer);
+        ignored := pg_try_advisory_xact_lock(20291, outbox_claim_number(claimed.id));
         messages := 1;
         IF position IS DISTINCT FROM until THEN
             SELECT
@@ -205,7 +214,8 @@ CREATE FUNCTION outbox_advance(
     more_processed bigint, more_skipped bigint, more_parked bigint, new_rate float8,
     new_attempts integer, new_failed_position bigint, retry_delay float8, error text, lease float8
 ) RETURNS boolean LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET search_path FROM CURRENT AS $$
 DECLARE
     of_group text;
 BEGIN

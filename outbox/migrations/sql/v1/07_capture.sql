@@ -3,7 +3,8 @@
 
 -- A captured row as jsonb; the given key instead of a row that jsonb cannot hold, or that would
 -- leave no room for another one beside it (jsonb ends at 256 MB).
-CREATE FUNCTION outbox_row_image(source record, key jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_row_image(source record, key jsonb) RETURNS jsonb LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     image jsonb;
 BEGIN

@@ -2,13 +2,15 @@
 -- Frozen from the first release on: a change is a new file.
 
 -- The name of the segment that begins at a position; null: the default segment.
-CREATE FUNCTION outbox_segment_name_v1(lower bigint) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT 'outbox_message_' || COALESCE(lower::text, 'default')
-$$;
+CREATE FUNCTION outbox_segment_name_v1(lower bigint) RETURNS text LANGUAGE sql IMMUTABLE
+BEGIN ATOMIC
+    SELECT 'outbox_message_' || COALESCE(lower::text, 'default');
+END;
 
 -- Make an empty table like a segment, not attached to the log. A table of that name that is not
 -- attached is what a maintenance that was killed left behind: it is dropped first.
-CREATE FUNCTION outbox_make_table_v1(of_name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_make_table_v1(of_name text) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     IF EXISTS (
         SELECT FROM pg_inherits
@@ -26,11 +28,12 @@ END
 $$;
 
 -- Refuse statements that name a segment: the log's statement triggers do not fire for them.
-CREATE FUNCTION outbox_guard_segment_v1(of_name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_guard_segment_v1(of_name text) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
         'CREATE TRIGGER outbox_segment_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
-        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_refuse_rewrite()',
+        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_forbid_changes()',
         of_name
     );
 END
@@ -38,7 +41,8 @@ $$;
 
 -- Promise the range of a table that is not attached, so that attaching it does not scan it.
 CREATE FUNCTION outbox_promise_range_v1(of_name text, lower bigint, upper bigint)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %I DROP CONSTRAINT IF EXISTS outbox_segment_range', of_name);
     EXECUTE format(
@@ -49,13 +53,15 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION outbox_validate_range_v1(of_name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_validate_range_v1(of_name text) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %I VALIDATE CONSTRAINT outbox_segment_range', of_name);
 END
 $$;
 
-CREATE FUNCTION outbox_drop_promise_v1(of_name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_drop_promise_v1(of_name text) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %I DROP CONSTRAINT IF EXISTS outbox_segment_range', of_name);
 END
@@ -64,7 +70,8 @@ $$;
 -- Attach a table as the segment of a range. Publishers go on: it locks the default segment, not
 -- the log, and scans nothing but the default segment.
 CREATE FUNCTION outbox_attach_v1(of_name text, lower bigint, upper bigint)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
         'ALTER TABLE outbox_message ATTACH PARTITION %I %s',
@@ -77,7 +84,8 @@ END
 $$;
 
 -- Under the log's exclusive lock: detach a segment and drop it.
-CREATE FUNCTION outbox_drop_segment_v1(lower bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_drop_segment_v1(lower bigint) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
         'ALTER TABLE outbox_message DETACH PARTITION %I', outbox_segment_name_v1(lower)
@@ -88,7 +96,8 @@ $$;
 
 -- Under the log's exclusive lock: put a rewritten table in the place of a segment.
 CREATE FUNCTION outbox_swap_segment_v1(rewritten text, lower bigint, upper bigint)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM outbox_drop_segment_v1(lower);
     EXECUTE format('ALTER TABLE %I RENAME TO %I', rewritten, outbox_segment_name_v1(lower));
@@ -99,7 +108,8 @@ $$;
 -- Under the log's exclusive lock: what lies in the default segment becomes the segment of a range
 -- that was promised and validated before; an empty default segment takes its place.
 CREATE FUNCTION outbox_promote_default_v1(lower bigint, upper bigint, fresh text)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     name text := outbox_segment_name_v1(lower);
 BEGIN
@@ -114,7 +124,8 @@ $$;
 -- The channels of a segment, by steps through its index.
 CREATE FUNCTION outbox_segment_channels_v1(lower bigint) RETURNS TABLE (
     channel text, first_position bigint, last_position bigint, last_at timestamptz
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN QUERY EXECUTE format(
         'WITH RECURSIVE each AS ('
@@ -141,7 +152,8 @@ $$;
 CREATE FUNCTION outbox_copy_segment_v1(
     lower bigint, into_table text, expired text[], latest text[], horizon bigint,
     erased_channel text, erased_key text
-) RETURNS bigint LANGUAGE plpgsql AS $$
+) RETURNS bigint LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     copied bigint;
 BEGIN
@@ -170,7 +182,8 @@ $$;
 
 -- Whether a segment has a message of a key that is not erased yet.
 CREATE FUNCTION outbox_segment_has_key_v1(lower bigint, of_channel text, of_key text)
-RETURNS boolean LANGUAGE plpgsql AS $$
+RETURNS boolean LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     found_one boolean;
 BEGIN
@@ -186,7 +199,8 @@ $$;
 
 -- Put archived messages into a table beside the log, at the positions that they had.
 CREATE FUNCTION outbox_insert_archived_v1(into_table text, messages json)
-RETURNS bigint LANGUAGE plpgsql AS $$
+RETURNS bigint LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     inserted bigint;
 BEGIN
@@ -202,7 +216,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION outbox_rename_v1(of_name text, new_name text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION outbox_rename_v1(of_name text, new_name text) RETURNS void LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format('ALTER TABLE %I RENAME TO %I', of_name, new_name);
 END

@@ -4,12 +4,13 @@
 -- How many messages this transaction appended to a guarded stream. A setting and not a table, so
 -- that a roll-back to a savepoint reverts it together with the messages.
 CREATE FUNCTION outbox_own_appends_v1(of_channel text, of_key text) RETURNS bigint
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE
+BEGIN ATOMIC
     SELECT COALESCE((
         NULLIF(current_setting('outbox.own_appends', true), '')::jsonb
         ->> (of_channel || ' ' || of_key)
-    )::bigint, 0)
-$$;
+    )::bigint, 0);
+END;
 
 -- Append one message to a stream, if the stream stands at the expected version (null: at any).
 -- The version row is locked first, so that a writer waits for other writers of its stream before
@@ -19,7 +20,8 @@ $$;
 CREATE FUNCTION outbox_append_to_stream_v1(
     of_channel text, of_key text, of_type text, of_payload text, of_headers text, expected bigint,
     guarded bigint
-) RETURNS TABLE ("position" bigint, version bigint) LANGUAGE plpgsql AS $$
+) RETURNS TABLE ("position" bigint, version bigint) LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 #variable_conflict use_variable
 DECLARE
     is_new boolean := false;
@@ -55,12 +57,10 @@ BEGIN
             true
         );
     END IF;
-    INSERT INTO outbox_message AS m (channel, key, type, payload, headers)
-    VALUES (
+    position := outbox_publish_v1(
         of_channel, of_key, of_type, of_payload::jsonb,
-        outbox_context() || of_headers::jsonb || jsonb_build_object('stream_version', version)
-    )
-    RETURNING m.position INTO position;
+        of_headers::jsonb || jsonb_build_object('stream_version', version)
+    );
     INSERT INTO outbox_stream_message (channel, key, version, position)
     VALUES (of_channel, of_key, version, position);
     UPDATE outbox_stream AS s
@@ -75,7 +75,8 @@ $$;
 -- Lock a stream until commit and return the version that it had before this transaction, 0 for one
 -- without a message. A stream that is only guarded gets a row, so that its first writer waits.
 CREATE FUNCTION outbox_lock_stream_v1(of_channel text, of_key text, for_write boolean)
-RETURNS bigint LANGUAGE plpgsql AS $$
+RETURNS bigint LANGUAGE plpgsql
+SET search_path FROM CURRENT AS $$
 DECLARE
     version bigint;
 BEGIN

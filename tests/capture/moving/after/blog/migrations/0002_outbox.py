@@ -57,8 +57,8 @@ class Migration(migrations.Migration):
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_authors_insert",
                 sql=outbox.changes.trigger_sql.CaptureSql(
-                    func="INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', new.\"id\"::text, 'blog.Author', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true);",
-                    hash="6e2ce8f9d078dd5f954bfea564bf98a7b479bd02",
+                    func="PERFORM set_config('outbox.channels', ARRAY['authors']::text, true); INSERT INTO outbox_message (channel, key, type, payload) SELECT 'authors', new.\"id\"::text, 'blog.Author', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END) FROM new_values AS new WHERE (true); PERFORM set_config('outbox.channels', '', true);",
+                    hash="e623f8e9a35ceb77c6508d1b7b7a09166005bad5",
                     level="STATEMENT",
                     operation="INSERT",
                     pgid="pgtrigger_outbox_authors_insert_1da58",
@@ -73,8 +73,8 @@ class Migration(migrations.Migration):
             trigger=pgtrigger.compiler.Trigger(
                 name="outbox_posts_delete",
                 sql=outbox.changes.trigger_sql.CaptureSql(
-                    func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', old.\"id\"::text, 'blog.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); END IF;",
-                    hash="8f3b3b9b3ab4b628d99ae7a5af9f52405734cdf2",
+                    func="IF EXISTS (SELECT FROM old_values AS old WHERE (true)) THEN PERFORM set_config('outbox.channels', ARRAY['posts']::text, true); INSERT INTO outbox_message (channel, key, type, payload) SELECT 'posts', old.\"id\"::text, 'blog.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL) FROM old_values AS old WHERE (true); PERFORM set_config('outbox.channels', '', true); END IF;",
+                    hash="cc71f12b1522919ac5ad91757295965ac193a5dc",
                     level="STATEMENT",
                     operation="DELETE",
                     pgid="pgtrigger_outbox_posts_delete_bac7d",
