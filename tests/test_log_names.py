@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from tests.contracts.harness import backend, execute, horizon, insert, value
-from tests.project import Project, empty_database
-from tests.support import open_session, wait_until
-
-__all__ = ["empty_database"]
+from tests.support.harness import backend, execute, horizon, insert, value
+from tests.support.processes import open_session, wait_until
+from tests.support.project import Project
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

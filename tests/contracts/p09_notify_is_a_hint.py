@@ -338,6 +338,7 @@ def test_a_transaction_over_many_channels_wakes_their_workers(sleeper):
     assert one.asleep.wait(60)
     assert many.asleep.wait(60)
     with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL outbox.notify = on")
         cursor.execute(
             "INSERT INTO outbox_message (channel, type, payload)"
             " SELECT unnest(%s::text[]), 'Order', '{}' RETURNING position, channel",
