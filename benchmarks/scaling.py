@@ -14,7 +14,7 @@ from django.db import transaction
 import outbox
 from benchmarks import consumers, harness
 from outbox import message_log
-from outbox.consuming import cursors
+from outbox.consuming import cursors, outcomes
 from outbox.consuming.idle_ranges import IdleRanges
 from outbox.operations import scaling
 
@@ -176,7 +176,7 @@ def _claimer(group: outbox.ConsumerGroup) -> Callable[[], float]:
             found = cursors.claim([group], horizon, "default", 1, idle)
             spent = time.perf_counter() - began
             assert found is not None and found[0].until == horizon
-            cursors.advance(found[0], cursors.Advance(horizon, processed=HOT), "default")
+            outcomes.write(outcomes.Outcome(found[0], horizon, processed=HOT), "default")
         return spent
 
     return claim

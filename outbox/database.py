@@ -7,18 +7,26 @@ libpq's and have the same numbers in both drivers. What an error means is decide
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import selectors
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, cast
 
 from django.db import DatabaseError, connections, transaction
 
-from .exceptions import BrokenTransaction
 from .sql import run_statement, scalar, statement
 
 CONFLICTS = ("40001", "40P01")
 """Serialization failure, deadlock."""
+SERVER_STATE = ("08", "40", "53", "57", "58")
+"""Classes of SQLSTATE: connection, conflict, resources, operator, system."""
+LACKS_RESOURCES = ("53", "58")
+"""Classes of SQLSTATE: no room, no memory, no connection left; an error of the system."""
+QUERY_CANCELED = "57014"
+SESSION_LIMITS = ("25P03", "25P04", "57P05")
+"""A session exceeded the server's limit: idle in a transaction, in a transaction, idle."""
 IDLE = 0
 IN_TRANSACTION = 2
 IN_ERROR = 3
@@ -47,18 +55,18 @@ def status_reader(raw: Any) -> Callable[[], int]:
     return cast(Callable[[], int], raw.get_transaction_status)
 
 
-def transaction_check(connection: Any) -> Callable[[], None]:
-    """Return a function that raises BrokenTransaction when a handler left the transaction broken.
+def parameter_reader(raw: Any, name: str) -> Callable[[], Any]:
+    """Return a function that reads a setting that the server reports, without a round trip."""
+    if hasattr(raw, "pgconn"):
+        return functools.partial(raw.pgconn.parameter_status, name.encode())
+    return functools.partial(raw.get_parameter_status, name)
 
-    `connection`: Django's.
-    """
-    status = status_reader(connection.connection)
 
-    def check() -> None:
-        if status() == IN_ERROR or connection.needs_rollback:
-            raise BrokenTransaction()
-
-    return check
+def has_input(raw: Any) -> bool:
+    """Tell whether the server has sent something that was not read yet, such as a farewell."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fileno(raw), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def is_lost(raw: Any) -> bool:
@@ -78,6 +86,32 @@ def sqlstate(error: BaseException | None) -> str:
 def is_conflict(error: BaseException) -> bool:
     """Tell whether the server ended a transaction in favour of another: it is tried again."""
     return sqlstate(error) in CONFLICTS
+
+
+def is_server_state(error: BaseException) -> bool:
+    """Tell whether an error is due to the state of the server, and not to what was asked of it.
+
+    That is a lost connection, a conflict with another transaction, too few resources, a shutdown,
+    or a system error. A cancelled statement (57014) is not: it may be too slow by itself.
+    """
+    code = sqlstate(error)
+    return code[:2] in SERVER_STATE and code not in (QUERY_CANCELED, *SESSION_LIMITS)
+
+
+def close_broken_connections(keep: Collection[str]) -> None:
+    """Do for the connections of other aliases what Django does after each request.
+
+    Closes those whose session has ended or is older than CONN_MAX_AGE, and forgets the queries that
+    DEBUG collects. Connections with CONN_MAX_AGE = 0 stay open: a batch is no request.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.queries_log and not connection.force_debug_cursor:
+            connection.queries_log.clear()
+        if connection.alias in keep or connection.in_atomic_block:
+            continue
+        ends_at = connection.close_at if connection.settings_dict["CONN_MAX_AGE"] else None
+        if connection.errors_occurred or (ends_at is not None and time.monotonic() >= ends_at):
+            connection.close_if_unusable_or_obsolete()
 
 
 def backend_pid(raw: Any) -> int:

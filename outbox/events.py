@@ -263,7 +263,12 @@ def decode(message: Message, event_type: type[Any]) -> Any:
             channel=message.channel,
             event=event_type.__qualname__,
             reason=str(error),
+            is_newer=isinstance(error, _NewerVersion),
         ) from error
+
+
+class _NewerVersion(ValueError):
+    """The payload was published by a newer release."""
 
 
 def _decode_version(message: Message, event_type: type[Event], contract: Contract) -> Event:
@@ -271,7 +276,7 @@ def _decode_version(message: Message, event_type: type[Event], contract: Contrac
     if not is_version(version):
         raise ValueError(f"the header {VERSION_HEADER} is {version!r}, no whole number from 1 on")
     if version > contract.version:
-        raise ValueError(f"version {version} is newer than the known version {contract.version}")
+        raise _NewerVersion(f"version {version} is newer than the known version {contract.version}")
     if version == contract.version:
         return cast(Event, contract.decoder.decode(message.raw_payload))
     payload = event_type.upgrade(message.payload, version)

@@ -214,6 +214,8 @@ class UndecodableMessage(OutboxError):
     channel: str
     event: str
     reason: str
+    is_newer: bool
+    """Whether a newer release published it."""
 
 
 class UnknownGroup(OutboxError, LookupError):
@@ -237,20 +239,50 @@ class BrokenTransaction(OutboxError):
 database was swallowed: wrap the statement that may fail in transaction.atomic()."""
 
 
+class TransactionEnded(BrokenTransaction):
+    """The handler ended the transaction that it was called in, by COMMIT, ROLLBACK or the \
+driver's commit() or rollback(). What it committed stays, and the message counts as failed. Use \
+transaction.atomic() for a part of the work; a handler that needs transactions of its own belongs \
+in a group with delivery="at_least_once"."""
+
+
+class CursorChanged(BrokenTransaction):
+    """The handler changed the cursor of its own group, by a reset, skip or scale, so its work is \
+rolled back. Run such operations outside handlers."""
+
+
+class SessionEnded(OutboxError):
+    """The handler's database session ended before the handler was done: {reason}."""
+
+    reason: str
+
+
+class NotAwaited(OutboxError, TypeError):
+    """The handler returned a {kind}, which nothing runs: a handler is a plain function; make one \
+of a coroutine with asgiref.sync.async_to_sync."""
+
+    kind: str
+
+
+class UnknownMessageType(OutboxError, LookupError):
+    """This code does not know the type {type!r} in channel {channel!r}: deploy the release that \
+declares it, name it in {group}.ignores(), or choose on_unknown="skip"."""
+
+    type: str
+    channel: str
+    group: str
+
+
 class ConnectionLost(OutboxError):
     """The connection to the database was lost."""
 
 
 class StaleClaim(OutboxError):
-    """Cursor {cursor} was reset, split or taken over while a batch was in hand: the batch is \
-rolled back and its messages are handled again from the new position."""
+    """The row of cursor {cursor} was changed while messages of its range were handled: it was \
+reset, split, taken over, or a key was released. The messages are handled again from where the \
+range stands."""
 
     cursor: int
-
-
-class KeyReleased(StaleClaim):
-    """The last parked message of a key was redriven or discarded while a batch with a later one \
-of it was in hand: the range of cursor {cursor} is claimed anew."""
 
 
 class RetryAfter(OutboxError):

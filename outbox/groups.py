@@ -14,15 +14,18 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
+from asgiref.sync import AsyncToSync
+
 from . import events
 from .conf import is_number
 from .encoding import is_storable
 from .exceptions import DuplicateHandler, InvalidGroup, UnknownGroup
-from .retry import Retry
+from .retry import Retry, default_retry
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Start = Literal["earliest", "latest"]
 OnFailure = Literal["park", "halt", "skip"]
+OnUnknown = Literal["wait", "skip", "park"]
 Delivery = Literal["exactly_once", "at_least_once"]
 Target = tuple[str, str, events.EventType | None]
 """Channel, type name, and the class of the events."""
@@ -63,9 +66,13 @@ class ConsumerGroup:
     `channels`: the channels it reads.
     `start`: where a new group begins: "earliest" retained message, or "latest" (only what is
     published from now on).
-    `retry`: when failed messages are tried again.
+    `retry`: when failed messages are tried again; by default `Retry()`, with "at_least_once"
+    `Retry(max_attempts=12)`.
     `on_failure`: what happens when tries are used up: "park" keeps the message aside and goes
     on, "halt" tries for ever, "skip" counts and logs it.
+    `on_unknown`: what happens at a message whose type this code does not know, because another
+    release published it: "wait" tries again, without counting a failed attempt, until a release
+    that knows the type has handled it; "skip" passes over it; "park" keeps it aside.
     `parallelism`: into how many slot ranges each channel is divided at the start; messages
     with the same key stay in order whatever the number.
     `delivery`: "exactly_once" for effects in this database; "at_least_once" runs handlers
@@ -86,6 +93,7 @@ class ConsumerGroup:
         start: Start = "earliest",
         retry: Retry | None = None,
         on_failure: OnFailure = "park",
+        on_unknown: OnUnknown = "wait",
         parallelism: int = 1,
         delivery: Delivery = "exactly_once",
         lease: float = 30.0,
@@ -95,8 +103,9 @@ class ConsumerGroup:
         self.name = name
         self.channels = _valid_channels(channels)
         self.start = start
-        self.retry = Retry() if retry is None else retry
+        self.retry = default_retry(delivery) if retry is None else retry
         self.on_failure = on_failure
+        self.on_unknown = on_unknown
         self.parallelism = parallelism
         self.delivery = delivery
         self.lease = lease
@@ -104,6 +113,8 @@ class ConsumerGroup:
         self.savepoint_per_message = savepoint_per_message
         self.declared_at = _place(sys._getframe(1))
         """Module and line of the declaration; None inside a function."""
+        self.ignored_types: set[str] = set()
+        """Names of types that the group passes over on purpose; see `ignores`."""
         self._routes: dict[tuple[str, str], Route] = {}
         self._check()
         _register(self)
@@ -129,6 +140,16 @@ class ConsumerGroup:
         It gets neighbouring messages of the type together, in order. Arguments as for `handler`.
         """
         return self._registrar(event_type, is_batch=True, timeout=timeout)
+
+    def ignores(self, *types: type[Any] | str) -> None:
+        """Declare types that the group passes over on purpose.
+
+        Only a type that this code does not know has to be named: one without an event class and
+        without a captured model. `types`: event classes, or names of types.
+        """
+        for each in types:
+            targets = self._targets(each)
+            self.ignored_types.update(name for _, name, _ in targets)
 
     def routes(self, channel: str) -> dict[str, Route]:
         """Return the routes of a channel by type name."""
@@ -187,9 +208,11 @@ class ConsumerGroup:
         return targets
 
     def _check_handler(self, handler: Callable[..., Any], is_batch: bool) -> None:
+        # Behind a decorator: it is taken for one that does not run the coroutine.
+        function = inspect.unwrap(handler, stop=lambda each: isinstance(each, AsyncToSync))
         is_lazy = any(
-            kind(function)
-            for function in (handler, getattr(handler, "__call__", None))  # noqa: B004
+            kind(each)
+            for each in (handler, function, getattr(function, "__call__", None))  # noqa: B004
             for kind in (
                 inspect.iscoroutinefunction,
                 inspect.isgeneratorfunction,
@@ -219,6 +242,7 @@ class ConsumerGroup:
                 "an outbox.Retry, such as outbox.Retry(max_attempts=3)",
             ),
             "on_failure": (self.on_failure in ("park", "halt", "skip"), '"park", "halt" or "skip"'),
+            "on_unknown": (self.on_unknown in ("wait", "skip", "park"), '"wait", "skip" or "park"'),
             "parallelism": (
                 is_number(self.parallelism, 1, MOST_RANGES, whole=True),
                 f"a whole number from 1 to {MOST_RANGES}",

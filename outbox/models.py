@@ -114,6 +114,7 @@ class ParkedMessage(models.Model):
     class Reason(models.TextChoices):
         FAILED = "failed", _("failed")
         UNDECODABLE = "undecodable", _("undecodable")
+        UNKNOWN = "unknown", _("of a type that the code does not know")
         BLOCKED = "blocked", _("blocked by an earlier message of its key")
 
     group = models.CharField(_("group"), max_length=GROUP_LENGTH)

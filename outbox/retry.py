@@ -14,19 +14,22 @@ from .exceptions import InvalidGroup
 class Retry:
     """When a failed message is tried again, and when its group gives up on it.
 
+    By default nine tries within two to four minutes: 0.5 to 1 s, 1 to 2 s and so on before each
+    further one, 64 to 128 s before the last. The range of the message waits meanwhile.
+
     Raises InvalidGroup for a value out of its range.
     """
 
-    max_attempts: int = 5
+    max_attempts: int = 9
     """Tries in all before the group gives up; 0 for no limit."""
-    base: float = 0.5
+    base: float = 1.0
     """Seconds before the second try."""
     factor: float = 2.0
     """By how much each further delay grows."""
     max_delay: float = 300.0
     """Seconds that no delay exceeds."""
     jitter: bool = True
-    """Full jitter: each delay is drawn evenly between 0 and its value."""
+    """Draw each delay evenly between half its value and its value."""
     max_seconds: float | None = None
     """Seconds since the first failure after which the group gives up; None for no limit."""
 
@@ -47,10 +50,18 @@ class Retry:
         """Return the seconds to wait after `attempts` failed tries (1 or more)."""
         exponent = min(attempts - 1, 64)
         delay = min(self.max_delay, self.base * self.factor**exponent)
-        return random.uniform(0, delay) if self.jitter else delay
+        return random.uniform(delay / 2, delay) if self.jitter else delay
 
     def is_exhausted(self, attempts: int, failing_for: datetime.timedelta) -> bool:
         """Tell whether the group gives up after `attempts` failed tries over `failing_for`."""
         if self.max_attempts and attempts >= self.max_attempts:
             return True
         return self.max_seconds is not None and failing_for.total_seconds() >= self.max_seconds
+
+
+def default_retry(delivery: str) -> Retry:
+    """Return when a group tries again that does not say so itself.
+
+    With "at_least_once", whose handlers call other systems, twelve tries within nine to 19 minutes.
+    """
+    return Retry(max_attempts=12) if delivery == "at_least_once" else Retry()

@@ -8,24 +8,41 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from django.db import DatabaseError, connections, transaction
+from django.db import Error, connections, transaction
 
 from . import database, message_log, outages
 from . import groups as group_registry
 from .conf import settings
-from .consuming import cursors, dispatcher, leased
+from .consuming import cursors, leased, outcomes, transactional
 from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
-from .consuming.cursors import Claim
 from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
+from .consuming.outcomes import Outcome
+from .exceptions import StaleClaim
 from .groups import ConsumerGroup
 from .outages import Meaning, Outage
 from .retention import maintenance
 
 logger = logging.getLogger("outbox.worker")
+
+
+class Delivery(Protocol):
+    """What the module of a mode of delivery does with a batch."""
+
+    def begin(self, batch: Batch) -> None:
+        """Do what belongs into the transaction of the claim."""
+
+    def finish(self, batch: Batch) -> int:
+        """Do what comes after its commit; return how many messages the range moved past."""
+
+    def recover(self, batch: Batch, error: Error | StaleClaim) -> int:
+        """Do what is needed when the transaction failed as a whole; the same result."""
+
+
+DELIVERIES: dict[str, Delivery] = {"exactly_once": transactional, "at_least_once": leased}
 
 
 class Worker:
@@ -67,11 +84,10 @@ class Worker:
         self._turns = list(self.groups)
         self._stopping = False
         self._by_name = {group.name: group for group in self.groups}
-        self._suspects: dict[int, int] = {}
-        """Cursor id -> position up to which a batch failed at its commit."""
+        self._unfinished: Batch | None = None
 
-    # waiting -> claimed -> dispatched -> committed, what was given up parked
-    #                                 |-> failed: its range backs off in the database
+    # waiting -> claimed -> handled -> written -> committed
+    #                         |-> failed: its range waits, or the message is parked or skipped
     def run_once(self) -> int | None:
         """Handle one batch of one range and return how many messages it moved past.
 
@@ -79,12 +95,59 @@ class Worker:
         """
         if not self._is_registered:
             self.register()
-        moved = None if self._horizon_is_used_up else self._serve()
+        database.close_broken_connections(keep={self.using, self.wakeups.alias})
+        if self._unfinished is not None:
+            return self._finish(self._unfinished)
+        moved = None if self._horizon_is_used_up else self._deliver()
         if moved is None:
             self._read_horizon()
-            moved = self._serve()
+            moved = self._deliver()
         self._horizon_is_used_up = moved is None
-        self.handled += moved or 0
+        return moved
+
+    def _deliver(self) -> int | None:
+        """Claim a range and handle its next messages; None when nothing is pending."""
+        batch = None
+        try:
+            with transaction.atomic(using=self.using):
+                batch = self._claim()
+                if batch is None:
+                    return None
+                delivery = DELIVERIES[batch.group.delivery]
+                delivery.begin(batch)
+        except (Error, StaleClaim) as error:
+            if batch is None:
+                raise
+            return delivery.recover(batch, error)
+        return self._finish(batch)
+
+    def _claim(self) -> Batch | None:
+        """Claim a range with its next messages; move ranges that turn out to have none."""
+        has_moved = False
+        while found := cursors.claim(
+            self._turns,
+            self.horizon,
+            self.using,
+            self.limits.messages,
+            self._idle,
+            self.limits.bytes,
+        ):
+            claim, rows = found
+            group = self._by_name[claim.group]
+            self._turns.sort(key=lambda each: each is group)
+            if rows:
+                until, is_stopping = claim.until, lambda: self._stopping
+                return Batch(group, claim, rows, until, self.using, has_moved, is_stopping)
+            outcomes.write(Outcome(claim, claim.until), self.using)
+            has_moved = True
+        return None
+
+    def _finish(self, batch: Batch) -> int:
+        """Do what a batch needs after its transaction; again, if the database goes away in it."""
+        self._unfinished = batch
+        moved = DELIVERIES[batch.group.delivery].finish(batch)
+        self._unfinished = None
+        self.handled += moved
         return moved
 
     def register(self) -> None:
@@ -213,79 +276,6 @@ class Worker:
         if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
             cursors.settle(self._idle, self.using)
             self._settled_at = self.horizon
-
-    def _serve(self) -> int | None:
-        committed: list[bool] = []
-        batch: Batch | None = None
-        try:
-            with transaction.atomic(using=self.using):
-                transaction.on_commit(lambda: committed.append(True), using=self.using)
-                batch = self._claim()
-                if batch is None:
-                    return None
-                moved = 0 if batch.is_leased else self._handle(batch)
-        except dispatcher.SingleFailed as failed:
-            with transaction.atomic(using=self.using):
-                return dispatcher.conclude_failed(failed)
-        except Exception as error:
-            is_database_error = isinstance(error, DatabaseError)
-            if is_database_error and self._is_lost(error):
-                raise
-            if committed:
-                logger.exception("a function registered with on_commit() raised; the batch is kept")
-            elif database.is_conflict(error):
-                return 0
-            elif is_database_error and batch is not None and not batch.is_leased:
-                return self._suspect(batch, error)
-            else:
-                raise
-        if batch is not None and batch.is_leased:
-            moved = leased.deliver(batch, lambda: not self._stopping)
-        return moved
-
-    def _claim(self) -> Batch | None:
-        """Claim a range with its next messages; move ranges that turn out to have none."""
-        has_moved = False
-        while found := cursors.claim(
-            self._turns,
-            self.horizon,
-            self.using,
-            self.limits.messages,
-            self._idle,
-            self.limits.bytes,
-        ):
-            batch = self._batch(*found)
-            if batch.rows:
-                batch.needs_savepoint = has_moved
-                if batch.is_leased:
-                    batch.claim = cursors.lease(batch.claim, batch.group.lease, self.using)
-                return batch
-            dispatcher.conclude(batch)
-            has_moved = True
-        return None
-
-    def _batch(self, claim: Claim, rows: list[message_log.Row]) -> Batch:
-        group = self._by_name[claim.group]
-        self._turns.sort(key=lambda each: each is group)
-        batch = Batch(group, claim, rows, claim.until, self.using)
-        batch.check_constraints = claim.position < self._suspects.get(claim.id, 0)
-        return batch
-
-    def _handle(self, batch: Batch) -> int:
-        dispatcher.dispatch(batch)
-        return dispatcher.conclude(batch).count
-
-    def _suspect(self, batch: Batch, error: Exception) -> int:
-        """After a failed commit look closer at its messages; if that was done, back off."""
-        if not batch.check_constraints:
-            self._suspects[batch.claim.id] = batch.until
-            return 0
-        with transaction.atomic(using=self.using):
-            return dispatcher.back_off(batch, error).count
-
-    def _is_lost(self, error: Exception) -> bool:
-        """Tell a lost connection from another error; Django may have made a new one already."""
-        return outages.meaning(error, self.using, self._raw) is Meaning.OUTAGE
 
     def _forget_session(self) -> None:
         """Forget what was learnt from a session: a crash may take the sequence back."""

@@ -10,7 +10,7 @@ from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.test import override_settings
 
 import outbox
-from outbox.consuming import dispatcher
+from outbox.consuming import batch, crashes, handlers
 from outbox.worker import Worker
 from tests.shop.models import Effect, Order, OrderLine
 from tests.support.failing import account
@@ -32,7 +32,7 @@ def publish_types(*types):
 
 
 class Clock:
-    """The dispatcher's clock, which goes only when a test says so."""
+    """The clock of batches, which goes only when a test says so."""
 
     def __init__(self):
         self.now = 1000.0
@@ -44,7 +44,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     a_clock = Clock()
-    monkeypatch.setattr(dispatcher, "time", a_clock)
+    monkeypatch.setattr(batch, "time", a_clock)
+    monkeypatch.setattr(handlers, "time", a_clock)
     return a_clock
 
 
@@ -84,6 +85,7 @@ def test_neighbours_of_a_type_are_handed_over_together(script):
         lambda payloads, messages: calls.append(("B", payloads, messages))
     )
     billing.group.handler("C")(lambda payload, message: calls.append(("C", [payload], [message])))
+    billing.group.ignores("X")
     positions = publish_types(*"AABAXABCCA")
     billing.drain()
     order = [message.position for _, _, messages in calls for message in messages]
@@ -195,20 +197,20 @@ def test_the_worker_that_handled_a_single_message_meanwhile_is_right(script, mon
     billing.drain()
     (position,) = publish("a")
     billing.faults[position] = ValueError("no")
-    conclude_failed = dispatcher.conclude_failed
+    record_undone = crashes.record_undone
 
     def be_late(failed):
         billing.faults.clear()
         other = threading.Thread(target=work_elsewhere)
         other.start()
         other.join()
-        return conclude_failed(failed)
+        return record_undone(failed)
 
     def work_elsewhere():
         Worker([billing.group]).run_once()
         connection.close()
 
-    monkeypatch.setattr(dispatcher, "conclude_failed", be_late)
+    monkeypatch.setattr(crashes, "record_undone", be_late)
     moved = Worker([billing.group]).run_once()
 
     assert moved == 0

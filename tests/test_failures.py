@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 
@@ -11,9 +12,10 @@ from django.utils import timezone
 
 import outbox
 from outbox import signals
-from outbox.consuming import dispatcher, failures
+from outbox.consuming import failures
 from outbox.models import Cursor
 from outbox.operations import redrives
+from outbox.worker import Worker
 from tests.support.failing import account
 from tests.support.publishing import CHANNEL, publish
 
@@ -113,23 +115,31 @@ def test_a_time_limit_ends_the_tries(script):
     assert redrives.list_parked(billing.group).get().attempts == 3
 
 
-@pytest.mark.parametrize(
-    ("payload", "headers"),
-    [({"number": "twelve"}, {"version": 2}), ({"number": 1}, {"version": 3})],
-    ids=["a payload that does not fit", "a newer version"],
-)
-def test_an_undecodable_message_takes_the_same_path(script, payload, headers):
-    """A message that its event class does not fit is retried, then parked as undecodable."""
+def test_an_undecodable_message_is_parked_at_once(script):
+    """A message that its event class does not fit will not fit later: there is no second try."""
     billing = script()
     billing.group.handler(Invoice)(billing.handle)
-    position = publish_invoice(payload, headers)
+    position = publish_invoice({"number": "twelve"}, {"version": 2})
     billing.drain()
     parked = redrives.list_parked(billing.group).get()
 
-    assert (parked.position, parked.reason, parked.attempts) == (position, "undecodable", 3)
+    assert (parked.position, parked.reason, parked.attempts) == (position, "undecodable", 1)
     assert parked.error_class == "outbox.exceptions.UndecodableMessage"
     assert billing.runs == []
     assert account("scripted") == (1, 1)
+
+
+@pytest.mark.parametrize(("on_unknown", "attempts"), [("wait", 0), ("park", 0)])
+def test_a_payload_of_a_newer_release_is_treated_as_an_unknown_type(script, on_unknown, attempts):
+    """A version that this code does not know waits for the release that knows it, or is parked."""
+    billing = script(on_unknown=on_unknown)
+    billing.group.handler(Invoice)(billing.handle)
+    position = publish_invoice({"number": 1}, {"version": 3})
+    billing.drain()
+    parked = [(position, "undecodable")] if on_unknown == "park" else []
+
+    assert billing.parked() == parked
+    assert billing.cursor().attempts == attempts
 
 
 def publish_invoice(payload, headers):
@@ -216,27 +226,49 @@ def test_several_bad_messages_in_a_batch(script):
     assert account("scripted") == (30, 30)
 
 
-def test_an_error_that_no_message_caused_parks_none(script, monkeypatch):
+@pytest.fixture
+def refuse_writes():
+    """Let the server refuse what a batch writes to its cursor row, with an SQLSTATE."""
+
+    def refuse(sqlstate):
+        with connection.cursor() as cursor:
+            cursor.execute(f"""
+                CREATE OR REPLACE FUNCTION refuse_writes() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN
+                    RAISE EXCEPTION 'the server refuses this' USING ERRCODE = '{sqlstate}';
+                END $$;
+                CREATE OR REPLACE TRIGGER refuse_writes BEFORE UPDATE ON outbox_cursor
+                FOR EACH ROW WHEN (OLD.position < NEW.position)
+                EXECUTE FUNCTION refuse_writes();
+            """)
+
+    def allow():
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION IF EXISTS refuse_writes() CASCADE")
+
+    refuse.end = allow
+    yield refuse
+    allow()
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "58030", "P0001"])
+def test_an_error_that_no_message_caused_parks_none(script, refuse_writes, sqlstate):
     """When a batch cannot be committed for a reason that lies in no message, the range backs off
     and no attempt is counted."""
     billing = script(retry=outbox.Retry(max_attempts=1, base=3600))
     positions = publish("gone")
     billing.drain()
     positions += publish("a", "b")
-    conclude = dispatcher.conclude
-
-    def fail(batch, lease=None):
-        raise DatabaseError("could not extend file: no space left on device")
-
-    monkeypatch.setattr(dispatcher, "conclude", fail)
-    billing.drain()
+    refuse_writes(sqlstate)
+    Worker([billing.group]).run_once()
     cursor = billing.cursor()
-    monkeypatch.setattr(dispatcher, "conclude", conclude)
+    refuse_writes.end()
     due()
     billing.drain()
 
-    assert "no space left" in cursor.last_error
+    assert "the server refuses this" in cursor.last_error
     assert cursor.retry_at is not None
+    assert cursor.attempts == 0
     assert billing.effects() == positions
     assert {message.attempt for message in billing.runs} == {1}
 
@@ -327,18 +359,14 @@ def test_whatever_an_error_says_the_message_is_parked(script, error):
     assert len(parked.traceback) <= failures.TRACEBACK_LENGTH
 
 
-def test_parking_and_the_advance_are_one_transaction(script, monkeypatch):
+def test_parking_and_the_advance_are_one_transaction(script, refuse_writes):
     """When the advance fails, nothing is parked."""
     billing = script(retry=outbox.Retry(max_attempts=1, base=3600))
     (position,) = publish("a")
     billing.faults[position] = ValueError()
-
-    def fail(*arguments, **options):
-        raise DatabaseError("the disk is full")
-
-    monkeypatch.setattr("outbox.consuming.cursors.advance", fail)
-    with pytest.raises(DatabaseError):
-        billing.drain()
+    refuse_writes("P0001")
+    with contextlib.suppress(DatabaseError):
+        Worker([billing.group]).run_once()
 
     assert billing.parked() == []
     assert billing.cursor().position < position

@@ -7,6 +7,7 @@ import functools
 import types
 
 import pytest
+from asgiref.sync import async_to_sync
 
 import outbox
 from outbox import groups
@@ -350,3 +351,41 @@ def test_a_type_without_handler_is_skipped_and_counted(witness):
     assert seen.drain() == [OrderShipped(2)]
     cursor = Cursor.objects.get(group="groups-partial")
     assert (cursor.processed, cursor.skipped, cursor.parked) == (1, 3, 0)
+
+
+def test_a_coroutine_function_behind_a_decorator_is_refused():
+    """Its decorator hides that calling it runs nothing; async_to_sync makes a plain function of it."""
+
+    def decorated(function):
+        @functools.wraps(function)
+        def call(*arguments):
+            return function(*arguments)
+
+        return call
+
+    async def work(event, message):
+        pass
+
+    with isolated_groups():
+        group = outbox.ConsumerGroup("decorated", ["orders"])
+        with pytest.raises(InvalidGroup, match="async_to_sync"):
+            group.handler("A")(decorated(work))
+        with pytest.raises(InvalidGroup, match="async_to_sync"):
+            group.handler("A")(decorated(functools.partial(work)))
+        group.handler("A")(async_to_sync(work))
+        group.handler("B")(decorated(async_to_sync(work)))
+
+
+def test_a_group_tries_for_minutes_by_default():
+    """Nine tries in two to four minutes; twelve, in nine to 19, where handlers call other systems."""
+    with isolated_groups():
+        exact = outbox.ConsumerGroup("exact", ["orders"]).retry
+        calls = outbox.ConsumerGroup("calls", ["orders"], delivery="at_least_once").retry
+    spans = [
+        (sum(each.delay(n) for n in range(1, each.max_attempts)), each.max_attempts)
+        for each in (exact, calls)
+    ]
+
+    assert 127 <= spans[0][0] <= 256
+    assert 555 <= spans[1][0] <= 1112
+    assert [attempts for _, attempts in spans] == [9, 12]

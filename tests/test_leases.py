@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import threading
@@ -9,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 
 import outbox
-from outbox.consuming import cursors, parked_messages
+from outbox.consuming import cursors, leased, parked_messages
 from outbox.models import Cursor
 from outbox.operations import redrives as parking
 from outbox.operations import replay
@@ -173,6 +175,7 @@ def test_a_batch_handler_gets_neighbours_together(script):
     mailer = script("mailer", batch=True, delivery="at_least_once")
     calls = []
     mailer.do(lambda payloads, messages: calls.append(len(messages)))
+    mailer.group.ignores("Unknown")
     publish("a", "b", "c")
     with transaction.atomic():
         outbox.publish_raw(CHANNEL, "Unknown", {})
@@ -239,6 +242,87 @@ def test_a_stopped_worker_gives_the_range_back(mailer):
     assert mailer.effects() == positions[:1]
     assert mailer.cursor().leased_until is None
     assert mailer.cursor().position == positions[0]
+
+
+def terminate_own_session():
+    with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_session_that_ends_after_the_work_costs_nothing(mailer):
+    """The handler is done when its session ends: the progress is written in a new one, no attempt is
+    counted and nothing is repeated."""
+    positions = publish("a", "b", "c")
+
+    def handle(payload, message):
+        mailer.handle(payload, message)
+        if message.position == positions[1]:
+            terminate_own_session()
+
+    mailer.do(handle)
+    moved = mailer.drain()
+
+    assert moved == 3
+    assert mailer.times() == dict.fromkeys(positions, 1)
+    assert mailer.parked() == []
+    assert mailer.cursor().attempts == 0
+    assert account("mailer") == (3, 3)
+
+
+def test_a_handler_whose_session_ends_is_charged_from_the_second_time_on(mailer):
+    """A session may end by chance once; a message that ends it each time is parked."""
+    positions = publish("a", "b")
+
+    def handle(payload, message):
+        mailer.runs.append(message)
+        if message.position == positions[0]:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    mailer.do(handle)
+    Worker([mailer.group]).run_once()
+    after_one = mailer.cursor().attempts
+    for _ in range(20):
+        mailer.due()
+        mailer.drain()
+    attempts = [message.attempt for message in mailer.runs if message.position == positions[0]]
+
+    assert after_one == 0
+    assert attempts == [1, 1, 2, 3]
+    assert mailer.parked() == [(positions[0], "failed")]
+    assert mailer.cursor().position >= positions[1]
+
+
+def test_a_commit_whose_reply_was_lost_is_not_written_twice(mailer, monkeypatch):
+    """The progress arrived and its reply did not: the second write finds it and goes on."""
+    positions = publish("a", "b")
+    write = leased.Lease._write
+    lost = []
+
+    def write_and_lose_the_reply(self, outcome):
+        write(self, outcome)
+        if not lost:
+            lost.append(outcome)
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    monkeypatch.setattr(leased.Lease, "_write", write_and_lose_the_reply)
+    moved = mailer.drain()
+
+    assert moved == 2
+    assert mailer.times() == dict.fromkeys(positions, 1)
+    assert account("mailer") == (2, 2)
+
+
+def test_a_lease_is_reported_when_it_comes_from_another_process(mailer, caplog):
+    """INFO when a range comes to this process, not at each of its batches."""
+    publish("a")
+    with caplog.at_level(logging.INFO, "outbox"):
+        mailer.drain()
+        publish("b")
+        mailer.drain()
+
+    assert caplog.text.count("mailer, slots 0 to 32767 of trouble: leased for 30 s") == 1
 
 
 def test_it_works_inside_a_surrounding_transaction(mailer):

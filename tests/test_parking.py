@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox.consuming import cursors, dispatcher
+from outbox.consuming import crashes, cursors, parked_messages
 from outbox.exceptions import NotParked, OutboxError
 from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import redrives
@@ -164,6 +164,7 @@ def test_a_redrive_needs_one_selection(trouble):
 def test_a_message_without_a_handler_is_skipped(trouble):
     """A handler that was removed meanwhile: the message leaves the queue as any other would."""
     trouble.group._routes.clear()
+    trouble.group.ignores("Order")
     redriven = redrives.redrive(trouble.group, key="a")
 
     assert redriven == redrives.Redriven(0, 2, (), 0)
@@ -305,7 +306,8 @@ def test_a_crash_counts_as_a_failed_attempt(script, attempts):
     Worker([billing.group]).register()
     cursor = billing.cursor()
     recorded = [
-        redrives.record_crash(cursor.id, positions[0], "killed by SIGSEGV") for _ in range(attempts)
+        crashes.record_dead_process(cursor.id, positions[0], "killed by SIGSEGV")
+        for _ in range(attempts)
     ]
     parked = billing.parked()
     error = billing.cursor().last_error
@@ -327,12 +329,12 @@ def test_a_crash_in_the_middle_of_a_batch_blames_the_message_in_hand(script):
     billing = script(retry=outbox.Retry(max_attempts=2, base=0))
     positions = publish("a", "b", "c", "d")
     Worker([billing.group]).register()
-    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
-    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    crashes.record_dead_process(billing.cursor().id, positions[2], "killed by SIGKILL")
+    crashes.record_dead_process(billing.cursor().id, positions[2], "killed by SIGKILL")
     not_parked_yet = billing.parked()
     Worker([billing.group]).run_once()
     before = billing.effects()
-    redrives.record_crash(billing.cursor().id, positions[2], "killed by SIGKILL")
+    crashes.record_dead_process(billing.cursor().id, positions[2], "killed by SIGKILL")
     billing.drain()
 
     assert not_parked_yet == []
@@ -350,11 +352,11 @@ def test_a_crash_in_a_batch_handler_parks_no_innocent_message(script):
     positions = publish("a", "b", "c")
     Worker([billing.group]).register()
     cursor = billing.cursor()
-    redrives.record_crash(cursor.id, positions[0], "killed by SIGKILL")
+    crashes.record_dead_process(cursor.id, positions[0], "killed by SIGKILL")
     after_the_first = billing.parked()
-    redrives.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    crashes.record_dead_process(cursor.id, positions[1], "killed by SIGKILL")
     Worker([billing.group]).run_once()
-    redrives.record_crash(cursor.id, positions[1], "killed by SIGKILL")
+    crashes.record_dead_process(cursor.id, positions[1], "killed by SIGKILL")
     billing.drain()
 
     assert after_the_first == []
@@ -370,8 +372,8 @@ def test_a_crash_of_the_past_changes_nothing(script):
     billing.drain()
     before = list(Cursor.objects.values())
     outcomes = [
-        redrives.record_crash(billing.cursor().id, position, "killed by SIGKILL"),
-        redrives.record_crash(0, position, "killed by SIGKILL"),
+        crashes.record_dead_process(billing.cursor().id, position, "killed by SIGKILL"),
+        crashes.record_dead_process(0, position, "killed by SIGKILL"),
     ]
 
     assert outcomes == [False, False]
@@ -388,8 +390,10 @@ def test_a_crash_under_a_lease_needs_its_holder(script):
     with transaction.atomic():
         claim, _ = cursors.claim([billing.group], position, "default", 1)
         cursors.lease(claim, 3600, "default")
-    of_another = redrives.record_crash(claim.id, position, "killed by SIGKILL", pid=1)
-    of_the_holder = redrives.record_crash(claim.id, position, "killed by SIGKILL", pid=os.getpid())
+    of_another = crashes.record_dead_process(claim.id, position, "killed by SIGKILL", pid=1)
+    of_the_holder = crashes.record_dead_process(
+        claim.id, position, "killed by SIGKILL", pid=os.getpid()
+    )
 
     assert (of_another, of_the_holder) == (False, True)
     assert billing.cursor().leased_until is None
@@ -400,9 +404,9 @@ def test_no_look_for_parked_keys_while_nothing_is_parked(script, monkeypatch):
     """The check costs a batch nothing unless the range has a parked message."""
     billing = script()
     looked = []
-    look = dispatcher.parked_messages.blocked_keys
+    look = parked_messages.blocked_keys
     monkeypatch.setattr(
-        dispatcher.parked_messages,
+        parked_messages,
         "blocked_keys",
         lambda *arguments: looked.append(1) or look(*arguments),
     )

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from outbox import groups
-from outbox.consuming import cursors
+from outbox.consuming import cursors, outcomes
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor
 from outbox.operations import redrives, replay
@@ -429,7 +429,7 @@ def test_no_search_for_pending_messages_is_long(keys):
     while searching.get().position < last:
         with transaction.atomic():
             claim, _ = cursors.claim([groups.get("billing")], last, "default", 1)
-            cursors.advance(claim, cursors.Advance(claim.until), "default")
+            outcomes.write(outcomes.Outcome(claim, claim.until), "default")
         ends.append(claim.until)
     searching.update(position=0)
     exhaust(worker("billing"))

@@ -7,6 +7,7 @@ ordinary django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignor
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -249,6 +250,17 @@ def captures_of(
             for trigger in getattr(each._meta, "triggers", ()):
                 if isinstance(trigger, CaptureTrigger):
                     yield each, trigger
+
+
+@functools.cache
+def captured_types() -> frozenset[tuple[str, str]]:
+    """Return channel and type name of the messages about captured models."""
+    return frozenset(
+        (trigger.channel, message_type(model))
+        for model in apps.get_models(include_auto_created=True)
+        for trigger in getattr(model._meta, "triggers", ())
+        if isinstance(trigger, CaptureTrigger)
+    )
 
 
 def _names(names: Names | None) -> tuple[str, ...] | None:

@@ -1,19 +1,29 @@
-"""Batches: the rows of one claim, what became of each, and what that does to the cursor.
+"""Batches: the rows of one claim, and what became of each.
 
 A row is handled, skipped (the group has no handler), given up (parked or skipped) or to be tried
-again, which ends the batch. A row whose key has an earlier parked message is put behind it.
+again, which ends the batch. A row whose key has an earlier parked message is parked behind it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from django.db import connections
+
+from .. import database, outages
+from ..conf import settings
+from ..exceptions import ConnectionLost
 from ..groups import ConsumerGroup
 from ..message_log import Row
-from . import failures, parked_messages
-from .cursors import Advance, Claim
+from ..outages import Meaning
+from . import failures, handlers, in_flight, parked_messages
+from .cursors import Claim
 from .failures import Failure
+from .handlers import AfterCall, Done, Failed
+from .outcomes import Outcome
 
 
 @dataclasses.dataclass(slots=True)
@@ -23,28 +33,37 @@ class Batch:
     group: ConsumerGroup
     claim: Claim
     rows: Sequence[Row]
-    until: int
+    end_position: int
     """Where the range stands when all rows are done."""
     using: str
+    keeps_more: bool = False
+    """Something was done before it in its transaction that must not be undone with it."""
+    is_stopping: Callable[[], bool] = bool
+    """Tells whether the worker was asked to stop."""
+    is_careful: bool = False
+    """Whether each message is checked on its own, because the batch failed as a whole before."""
     handled: int = 0
     """How many rows are done, from the first one on; skipped and parked ones included."""
     skipped: int = 0
-    """How many of these have no handler, or were given up and skipped."""
-    parked: int = 0
-    """How many of these were given up and parked."""
-    behind: list[int] = dataclasses.field(default_factory=list)
+    """How many of these have no handler."""
+    blocked: list[int] = dataclasses.field(default_factory=list)
     """Positions taken out of the rows because an earlier message of their key is parked."""
     failures: list[Failure] = dataclasses.field(default_factory=list)
     """Of the messages that were given up; and of the next one, when it is to be tried again."""
-    needs_savepoint: bool = False
-    """What was done before it in its transaction must not be undone with it."""
-    check_constraints: bool = False
-    """Check deferred constraints before a part of the batch is kept, not at its commit."""
+    suspects: tuple[int, int] = (0, 0)
+    """rows[start:stop] of which one failed, while it is being searched for."""
+    undone: Failed | None = None
+    """The call that failed, when the transaction of the claim must be rolled back with it."""
+    session: Any = None
+    """The driver's connection that holds the claim."""
+    ends_at: float = 0.0
+    """When the time of the batch is up, by `time.monotonic()`."""
+    deadline: float = 0.0
+    """The same, later while a failing message is searched for."""
 
-    @property
-    def is_leased(self) -> bool:
-        """Whether its handlers run outside a transaction."""
-        return self.group.delivery == "at_least_once"
+    def __post_init__(self) -> None:
+        self.session = connections[self.using].connection
+        self.ends_at = self.deadline = time.monotonic() + settings().batch_seconds
 
     @property
     def is_single(self) -> bool:
@@ -52,69 +71,108 @@ class Batch:
 
         Then the transaction of the claim is rolled back, not a savepoint: a round trip less.
         """
-        keeps_more = self.needs_savepoint or self.check_constraints or self.claim.parked
-        return len(self.rows) == 1 and not keeps_more and not self.is_leased
-
-    @property
-    def failure(self) -> Failure | None:
-        """Why the batch ended before its next row, which is to be tried again."""
-        last = self.failures[-1] if self.failures else None
-        return last if last is not None and last.verdict == "retry" else None
+        return len(self.rows) == 1 and not (self.keeps_more or self.is_careful or self.claim.parked)
 
     @property
     def is_open(self) -> bool:
         """Whether there are rows to handle now."""
-        return self.handled < len(self.rows) and self.failure is None
+        is_waiting = bool(self.failures) and self.failures[-1].verdict in ("retry", "wait")
+        return self.handled < len(self.rows) and not is_waiting
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the batch ends here and leaves the other rows to the next one."""
+        return time.monotonic() >= self.deadline
 
     def prepare(self) -> None:
-        """Hold back what is parked behind others; end before a message that failed before."""
+        """Take out what is parked behind others; end before a message that failed before."""
         claim = self.claim
         if claim.parked:
             keys = [row[1] for row in self.rows]
-            self._hold_back(parked_messages.blocked_keys(claim, keys, self.using))
+            self._block(parked_messages.blocked_keys(claim, keys, self.using))
         if claim.attempts:
             positions = [row[0] for row in self.rows]
             if claim.failed_position in positions[1:]:
                 self.rows = self.rows[: positions.index(claim.failed_position)]
-                self.until = claim.failed_position - 1
+                self.end_position = claim.failed_position - 1
 
-    def fail(self, error: Exception) -> None:
+    def run(self, after_call: AfterCall) -> Done | Failed:
+        """Call the handlers for the next rows; `Failed` counts from the first row of the batch."""
+        message_of, start = self.claim.message, self.handled
+        is_suspect = self.claim.attempts_at(self.rows[0][0]) > 0
+        result = handlers.run(
+            self.group,
+            [message_of(row) for row in self.rows[start : self._next_stop()]],
+            after_call,
+            in_flight.noter(self.claim.id),
+            deadline=self.deadline,
+            most_together=1 if is_suspect else None,
+        )
+        return result if isinstance(result, Done) else result.moved(start)
+
+    def settle(self, result: Done | Failed) -> None:
+        """Take in what came of `run`: go on behind it, search closer, or decide about one row."""
+        if isinstance(result, Done):
+            self.handled += result.count
+            self.skipped += result.skipped
+        elif result.stop > self.handled + 1:
+            self.suspects = result.start, result.stop
+            self.deadline = time.monotonic() + settings().batch_seconds
+        else:
+            self.fail(result.cause)
+            self.suspects, self.deadline = (0, 0), self.ends_at
+
+    def fail(self, error: BaseException) -> None:
         """Decide about the next row, which failed alone; move past it when it is given up."""
         claim, row = self.claim, self.rows[self.handled]
         seconds = claim.failing_seconds_at(row[0])
-        failure = failures.judge(self.group, claim.message(row), error, seconds)
+        failure = failures.decide(self.group, claim.message(row), error, seconds)
         self.failures.append(failure)
-        if failure.verdict == "retry":
-            return
-        self.handled += 1
-        self.skipped += failure.verdict == "skip"
-        self.parked += failure.verdict == "park"
+        if failure.verdict in ("park", "skip"):
+            self.handled += 1
         if failure.verdict == "park" and row[1] is not None:
-            self._hold_back({row[1]})
+            self._block({row[1]})
 
-    def outcome(self) -> Advance:
-        """Return the change of the cursor: how far it moves, and when it goes on.
-
-        Without the messages parked behind others, which are counted when they are stored.
-        """
-        claim, failure = self.claim, self.failure
+    def outcome(self) -> Outcome:
+        """Return what became of the batch, for the cursor row."""
         is_done = self.handled == len(self.rows)
-        position = self.until if is_done else self.rows[self.handled][0] - 1
-        processed = self.handled - self.skipped - self.parked
-        change = Advance(position, processed, self.skipped, self.parked)
-        if failure is not None:
-            change.attempts = failure.message.attempt
-            change.failed_position = failure.message.position
-            change.retry_delay = failure.retry_delay
-            change.last_error = failure.summary
-        elif claim.failed_position is not None and claim.failed_position > position:
-            change.attempts = claim.attempts
-            change.failed_position = claim.failed_position
-            change.last_error = None
-        return change
+        position = self.end_position if is_done else self.rows[self.handled][0] - 1
+        blocked = [each for each in self.blocked if each <= position]
+        given_up = sum(failure.verdict in ("park", "skip") for failure in self.failures)
+        processed = self.handled - self.skipped - given_up
+        return Outcome(self.claim, position, processed, self.skipped, self.failures, blocked)
 
-    def _hold_back(self, keys: set[str]) -> None:
+    def part(self, rows: Sequence[Row], end_position: int) -> Batch:
+        """Return a batch of some of the rows, of the same claim."""
+        return Batch(self.group, self.claim, rows, end_position, self.using)
+
+    def raise_if_lost(self, error: BaseException) -> None:
+        """Raise ConnectionLost when the session that made the claim has ended, or is of no use.
+
+        A server that lacks resources is of use: the range waits, others go on.
+        """
+        session = connections[self.using].connection
+        is_gone = session is not self.session or database.is_lost(session)
+        lacks = database.sqlstate(error)[:2] in database.LACKS_RESOURCES
+        is_outage = outages.meaning(error, self.using, self.session) is Meaning.OUTAGE
+        if is_gone or (is_outage and not lacks):
+            raise ConnectionLost(str(error)) from error
+
+    def _next_stop(self) -> int:
+        """Return where the next part ends: before the suspects, amid them, or with the batch.
+
+        Of rows 0 to 7 a call for 2 to 5 failed. The parts then end at 2, which is kept; at 4, half
+        of the suspects; if that fails at 3; and so on, until the failing row is alone in its part.
+        """
+        handled, (first, last) = self.handled, self.suspects
+        if self.group.savepoint_per_message or self.is_careful:
+            return handled + 1
+        if last <= handled:
+            return len(self.rows)
+        return first if first > handled else handled + max(1, (last - handled) // 2)
+
+    def _block(self, keys: set[str]) -> None:
         """Take the rows of blocked keys out of those that are not handled yet."""
         done, rest = self.rows[: self.handled], self.rows[self.handled :]
-        self.behind += [row[0] for row in rest if row[1] in keys]
+        self.blocked += [row[0] for row in rest if row[1] in keys]
         self.rows = [*done, *(row for row in rest if row[1] not in keys)]

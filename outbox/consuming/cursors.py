@@ -8,7 +8,6 @@ an advance that knows an older one is refused.
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import os
 import socket
@@ -22,16 +21,12 @@ from .. import events, message_log
 from ..conf import settings
 from ..exceptions import StaleClaim
 from ..groups import ConsumerGroup
-from ..sql import array, run_statement
+from ..sql import array, one_row, run_statement
 from .idle_ranges import IdleRanges
 
 SLOTS = 32768
 IDLE_GAP = 10_000
 """Positions a range without messages may lag behind before it is moved to the horizon."""
-LEAST_RATE = 1e-6
-"""Messages per second below which the rate counts as 0."""
-RATE_SECONDS = 30.0
-"""Time constant of a range's average rate."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +41,10 @@ class Claim:
     position: int
     generation: int
     lease_token: int
+    leased_by: str
+    """The process that leased the range last."""
+    transaction: str | None
+    """The id of the transaction that locked the row; None where the lease is the proof."""
     seen_position: int
     parked: int
     """How many messages of the range are parked; 0 saves the look for their keys."""
@@ -94,40 +93,9 @@ class Claim:
         """Return the seconds since the first failed attempt of a message; 0 when there is none."""
         return (self.failing_seconds or 0.0) if position == self.failed_position else 0.0
 
-    def after(self, change: Advance, seconds: float) -> Claim:
-        """Return the claim as it stands after an advance, `seconds` after the one before."""
-        return dataclasses.replace(
-            self,
-            position=change.position,
-            parked=self.parked + change.parked,
-            rate=_rate(self, change.count),
-            idle_seconds=seconds,
-        )
-
 
 _state = operator.attrgetter("generation", "lease_token", "position", "attempts", "parked")
 _decode_claim = msgspec.json.Decoder(Claim).decode
-
-
-@dataclasses.dataclass(slots=True)
-class Advance:
-    """What one batch did to its range: the change of the cursor row."""
-
-    position: int
-    processed: int = 0
-    skipped: int = 0
-    parked: int = 0
-    attempts: int = 0
-    failed_position: int | None = None
-    retry_delay: float | None = None
-    """Seconds until the next message of the range may be tried; None: at once."""
-    last_error: str | None = ""
-    """None keeps the text that is there."""
-
-    @property
-    def count(self) -> int:
-        """Messages that the range moved past."""
-        return self.processed + self.skipped + self.parked
 
 
 def register(groups: Iterable[ConsumerGroup], using: str) -> None:
@@ -205,51 +173,54 @@ def claim(
     return None
 
 
-def advance(claim: Claim, change: Advance, using: str, lease: float | None = None) -> None:
-    """Write what a batch did to its cursor, in the transaction of the batch.
+def lock(cursor_id: int, using: str, wait: float | None = None) -> tuple[Claim, str | None] | None:
+    """Lock a cursor row until commit; return it and the holder of its lease, None if it is gone.
 
-    `lease`: seconds for which a leased range stays leased from now on; None ends the lease.
-
-    Raises StaleClaim when the cursor was moved, reshaped or taken over since the claim.
+    Must run inside a transaction; waits for the batch that holds the row, at most `wait` seconds
+    when given (then DatabaseError, SQLSTATE 55P03).
     """
+    with connections[using].cursor() as cursor:
+        if wait is not None:
+            run_statement(cursor, "wait_for_lock", {"wait": str(int(wait * 1000))})
+        run_statement(cursor, "lock_cursor", {"id": cursor_id})
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    locked = _locked(row[0], row[1])
+    return locked, locked.leased_by if row[2] else None
+
+
+def _locked(transaction: str, image: str) -> Claim:
+    return dataclasses.replace(_decode_claim(image), transaction=transaction)
+
+
+def lock_unchanged(claim: Claim, using: str, wait: float | None = None) -> Claim | None:
+    """Lock the row of an earlier claim again; None when anything has happened to it since.
+
+    Called before every write to a cursor row whose lock was not held since the row was read.
+    """
+    locked, _ = lock(claim.id, using, wait) or (None, None)
+    return locked if locked is not None and locked.continues(claim) else None
+
+
+def lock_slot(group: str, channel: str, slot: int, using: str) -> Claim | None:
+    """Lock the cursor row that covers a slot until commit; None when it was reshaped meanwhile."""
+    parameters = {"group": group, "channel": channel, "slot": slot}
+    row = one_row("lock_slot", using, **parameters)
+    return None if row is None else _locked(*row)
+
+
+def holds(claim: Claim, using: str) -> tuple[bool, bool]:
+    """Tell whether the claim's transaction is the present one, and whether its row is as it was."""
     parameters: dict[str, Any] = {
         "id": claim.id,
         "generation": claim.generation,
         "lease_token": claim.lease_token,
-        "position": change.position,
-        "processed": change.processed,
-        "skipped": change.skipped,
-        "parked": change.parked,
-        "rate": _rate(claim, change.count),
-        "attempts": change.attempts,
-        "failed_position": change.failed_position,
-        "retry_delay": change.retry_delay,
-        "last_error": change.last_error,
-        "lease": lease,
+        "position": claim.position,
+        "transaction": claim.transaction,
     }
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "advance_cursor", parameters)
-        if not cursor.fetchone()[0]:
-            raise StaleClaim(cursor=claim.id)
-
-
-def _rate(claim: Claim, count: int) -> float:
-    seconds = max(claim.idle_seconds, 0.001)
-    kept = math.exp(-seconds / RATE_SECONDS)
-    rate = claim.rate * kept + count * (1 - kept) / seconds
-    # PostgreSQL refuses arithmetic that underflows: store no number that comes near to it.
-    return rate if rate >= LEAST_RATE else 0.0
-
-
-def lock(cursor_id: int, using: str) -> tuple[Claim, str | None] | None:
-    """Lock a cursor row until commit; return it and the holder of its lease, None if it is gone.
-
-    Must run inside a transaction; waits for the batch in hand.
-    """
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "lock_cursor", {"id": cursor_id})
-        row = cursor.fetchone()
-    return (_decode_claim(row[0]), row[1]) if row else None
+    is_same, is_unchanged = one_row("see_claim", using, **parameters) or (False, False)
+    return bool(is_same), bool(is_unchanged)
 
 
 def holder(pid: int | None = None) -> str:
@@ -262,7 +233,8 @@ def lease(claim: Claim, seconds: float, using: str) -> Claim:
     parameters: dict[str, Any] = {"id": claim.id, "lease": seconds, "holder": holder()}
     with connections[using].cursor() as cursor:
         run_statement(cursor, "take_lease", parameters)
-        return dataclasses.replace(claim, lease_token=int(cursor.fetchone()[0]))
+        token = int(cursor.fetchone()[0])
+    return dataclasses.replace(claim, lease_token=token, transaction=None)
 
 
 def renew(claim: Claim, seconds: float | None, using: str) -> None:

@@ -1,8 +1,9 @@
-"""Failures: what a failed attempt means for its message, and how it is told.
+"""Failures: what a failed attempt means for its message, and how it is reported.
 
-    failed attempt -> retry (back off) | park | skip
+    failed attempt -> retry | wait (no message is blamed) | park | skip | stay parked
 
-The decision depends on the group's options, the error, and the attempts recorded so far.
+`decide` is the one decision: for a handler that raises, a dead process, a lost session, and a
+redrive. It depends on the group's options, the error, and the attempts recorded so far.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ import datetime
 import logging
 import traceback
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from django.db import transaction
 
-from .. import events, signals
-from ..exceptions import FailedAt, PermanentError, RetryAfter, UndecodableMessage
+from .. import database, events, signals
+from ..exceptions import (
+    ConnectionLost,
+    FailedAt,
+    PermanentError,
+    RetryAfter,
+    UndecodableMessage,
+    UnknownMessageType,
+)
 from ..groups import ConsumerGroup
 
 logger = logging.getLogger("outbox.failures")
@@ -29,8 +37,12 @@ TRACEBACK_LENGTH = 20000
 LONGEST_DELAY = 365 * 86400.0
 """Seconds until the next attempt, at most."""
 
-Verdict = Literal["retry", "park", "skip", "stay"]
-"""Try again later, park, count as skipped, or stay parked after a redrive."""
+FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
+"""Seconds between two tries while no message is blamed; they double."""
+
+Verdict = Literal["retry", "wait", "park", "skip", "stay"]
+"""Try again later, the same without counting the attempt, park, count as skipped, or stay parked
+after a redrive."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ class Failure:
     group: ConsumerGroup
     message: events.Message
     """As its handler saw it; `attempt` counts this attempt."""
-    error: Exception
+    error: BaseException
     verdict: Verdict
     retry_delay: float | None = None
     """Seconds until the next attempt; None when there is none."""
@@ -48,8 +60,15 @@ class Failure:
     """Since the first failure of the message."""
 
     @property
+    def attempts(self) -> int:
+        """How many failed attempts of the message are counted, this one included."""
+        return self.message.attempt - (self.verdict == "wait")
+
+    @property
     def reason(self) -> str:
         """Why the message is parked, if it is: a `ParkedMessage.Reason`."""
+        if isinstance(self.error, UnknownMessageType):
+            return "unknown"
         return "undecodable" if isinstance(self.error, UndecodableMessage) else "failed"
 
     @property
@@ -58,35 +77,67 @@ class Failure:
         return f"{self.message.type} at {self.message.position}: {error_line(self.error)}"
 
 
-def judge(
-    group: ConsumerGroup, message: events.Message, error: Exception, failing_seconds: float = 0.0
+def decide(
+    group: ConsumerGroup,
+    message: events.Message,
+    error: BaseException,
+    failing_seconds: float = 0.0,
+    *,
+    is_parked: bool = False,
+    is_certain: bool = True,
 ) -> Failure:
-    """Decide what follows from the failure of `message`.
+    """Decide what follows from a failed attempt of `message`.
 
-    `failing_seconds`: since its first failure, 0 when this is the first.
+    `failing_seconds`: since its first failure, 0 when this is the first. `is_parked`: it is parked
+    already, and this was a redrive. `is_certain`: it alone can be the cause; otherwise the attempt
+    counts, and the group does not give up on it yet.
     """
     error = cause_of(error)
-    is_over = isinstance(error, PermanentError) or group.retry.is_exhausted(
+    judged = partial(Failure, group, message, error, failing_seconds=failing_seconds)
+    if is_parked:
+        return judged("stay")
+    if _blames_no_message(group, error, failing_seconds):
+        return judged("wait", unblamed_delay(failing_seconds))
+    if isinstance(error, UnknownMessageType):
+        return judged("park")
+    is_over = isinstance(error, PermanentError | UndecodableMessage) or group.retry.is_exhausted(
         message.attempt, datetime.timedelta(seconds=failing_seconds)
     )
     if is_over and group.on_failure != "halt":
-        return Failure(group, message, error, group.on_failure, None, failing_seconds)
+        return judged(group.on_failure) if is_certain else judged("retry", 0.0)
     wanted = error.seconds if isinstance(error, RetryAfter) else group.retry.delay(message.attempt)
-    delay = max(0.0, min(wanted, LONGEST_DELAY))
-    return Failure(group, message, error, "retry", delay, failing_seconds)
+    return judged("retry", max(0.0, min(wanted, LONGEST_DELAY)))
 
 
-def cause_of(error: Exception) -> Exception:
+def _blames_no_message(group: ConsumerGroup, error: BaseException, failing_seconds: float) -> bool:
+    """Tell whether an error is due to the server's state, or to a type of another release.
+
+    A connection that a leased handler lost is a chance the first time, and not the second.
+    """
+    if isinstance(error, ConnectionLost):
+        return failing_seconds == 0
+    if isinstance(error, UnknownMessageType) or (
+        isinstance(error, UndecodableMessage) and error.is_newer
+    ):
+        return group.on_unknown == "wait"
+    return database.is_server_state(error)
+
+
+def unblamed_delay(failing_seconds: float) -> float:
+    """Return the seconds until the next attempt where no message is blamed: they double."""
+    return min(max(failing_seconds, FIRST_WAIT), LONGEST_WAIT)
+
+
+def cause_of(error: BaseException) -> BaseException:
     """Return the error that FailedAt carries, or the error itself."""
-    if isinstance(error, FailedAt) and isinstance(error.cause, Exception):
-        return error.cause
-    return error
+    return error.cause if isinstance(error, FailedAt) else error
 
 
-def announce(failure: Failure, using: str) -> None:
+def report(failure: Failure, using: str) -> None:
     """Log a failure now, and send its signals when the current transaction has committed."""
     _log(failure)
-    transaction.on_commit(partial(_send, failure), using=using)
+    if failure.verdict != "wait":
+        transaction.on_commit(partial(_send, failure), using=using)
 
 
 def error_line(error: BaseException) -> str:
@@ -113,19 +164,27 @@ def storable(text: str) -> str:
 
 
 def _send(failure: Failure) -> None:
-    facts = {"sender": failure.group, "message": failure.message, "error": failure.error}
+    facts: dict[str, Any] = {
+        "sender": failure.group,
+        "message": failure.message,
+        "error": failure.error,
+    }
     signals.message_failed.send_robust(**facts, retry_delay=failure.retry_delay)
     if failure.verdict == "park":
         signals.message_parked.send_robust(**facts)
 
 
 def _log(failure: Failure) -> None:
-    message = failure.message
-    what_next = f"next try in {failure.retry_delay or 0:.1f} s"
-    if failure.verdict != "retry":
-        what_next = {"park": "parked", "skip": "skipped", "stay": "stays parked"}[failure.verdict]
+    message, delay = failure.message, f"next try in {failure.retry_delay or 0:.1f} s"
+    what_next = {
+        "retry": delay,
+        "wait": f"not counted, {delay}",
+        "park": "parked",
+        "skip": "skipped",
+        "stay": "stays parked",
+    }[failure.verdict]
     logger.log(
-        logging.WARNING if failure.verdict == "retry" else logging.ERROR,
+        _level(failure),
         "%s failed at %s (attempt %d, %s): %s",
         message.group,
         message.position,
@@ -140,3 +199,9 @@ def _log(failure: Failure) -> None:
             "attempt": message.attempt,
         },
     )
+
+
+def _level(failure: Failure) -> int:
+    if failure.verdict == "wait" and isinstance(failure.error, UnknownMessageType):
+        return logging.DEBUG  # known_types warns once per type
+    return logging.WARNING if failure.verdict in ("retry", "wait") else logging.ERROR

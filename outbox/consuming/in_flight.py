@@ -95,9 +95,9 @@ def keep(fd: int) -> InHand:
 
 
 def noter(cursor_id: int) -> Note:
-    """Return the function that dispatching calls with each message and its time limit."""
-    return _nowhere if _own is None else _own.noter(cursor_id)
+    """Return the function that `handlers.run` calls with each message and its time limit."""
+    return no_note if _own is None else _own.noter(cursor_id)
 
 
-def _nowhere(position: int, timeout: float | None) -> None:
-    """Nobody asked."""
+def no_note(position: int, timeout: float | None) -> None:
+    """Record nothing: no other process asked for it."""

@@ -1,67 +1,102 @@
-"""Leased delivery: handlers run outside a transaction, and the range is leased meanwhile.
+"""At least once: the handlers run outside a transaction, and the range is leased meanwhile.
 
-    leased -> handler -> progress written, lease renewed -> handler -> ... -> given back
+    leased -> handler -> progress written, lease renewed -> handler -> ... -> lease ended
 
-The lease has an expiry and a fencing token. Whoever takes the range over raises the token, and
-then every advance that knows the old one is refused: a worker that was away for too long learns it
-at the next message and stops. So the messages in hand may be handled twice, and none is lost.
+The lease has an expiry and a fencing token. A worker that takes the range over raises the token,
+and then every write that knows the old one is refused: a worker that was away for too long learns
+that at its next message and stops. So a message may be handled twice, and none is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 
-from django.db import DatabaseError, connections, transaction
+from django.db import Error, connections, transaction
 
 from .. import database
 from ..conf import settings
-from ..exceptions import KeyReleased, StaleClaim
-from . import cursors, dispatcher
+from ..exceptions import ConnectionLost, StaleClaim
+from . import cursors, failures, outcomes
 from .batch import Batch
-from .cursors import Advance, Claim
+from .cursors import Claim
+from .handlers import Done, Failed
+from .outcomes import Outcome
 
-logger = logging.getLogger("outbox.leased")
+logger = logging.getLogger("outbox.consuming")
 
 
-def deliver(batch: Batch, may_go_on: Callable[[], bool]) -> int:
-    """Handle the rows of a leased range, message by message; return how many it moved past.
+def begin(batch: Batch) -> None:
+    """Lease the claimed range, so that it stays claimed after the commit."""
+    previous = batch.claim.leased_by
+    batch.claim = cursors.lease(batch.claim, batch.group.lease, batch.using)
+    if previous != cursors.holder():
+        _log(logging.INFO, batch.claim, "leased for %g s at a time", batch.group.lease)
 
-    Stops after the message in hand when one is to be tried again, the time is up, `may_go_on`
-    says no, or the lease is lost. Raises ConnectionLost when the database went away.
+
+def finish(batch: Batch) -> int:
+    """Handle the rows, part by part; return how many messages the range moved past.
+
+    Stops when a message is to be tried again, the time is up, the worker stops, or the lease is
+    lost. Raises ConnectionLost.
     """
     moved = 0
     deadline = time.monotonic() + settings().batch_seconds
     with Lease(batch.claim, batch.group.lease, batch.using) as lease:
         try:
             for part in _parts(batch):
-                if not may_go_on() or time.monotonic() >= deadline:
+                if batch.is_stopping() or time.monotonic() >= deadline:
                     break
                 part.claim = lease.renewed()
-                dispatcher.dispatch(part)
-                change = lease.advance(part)
-                moved += change.count
-                if change.retry_delay is not None or part.is_open:
+                part.prepare()
+                while part.is_open and not part.is_out_of_time:
+                    part.settle(_run(part))
+                outcome = lease.write(part)
+                moved += outcome.count
+                if outcome.pending or outcome.error or part.is_open:
                     break
-        except KeyReleased as error:
-            logger.debug("%s", error)
         except StaleClaim:
-            logger.warning(
-                "%s lost its lease of slots %s to %s of %s after %s: another worker has taken over",
-                lease.claim.group,
-                *lease.claim.slots,
-                lease.claim.channel,
+            _log(
+                logging.WARNING,
+                lease.claim,
+                "lost its lease after %s: the range was taken over, reset or reshaped",
                 lease.claim.position,
-                extra={"group": lease.claim.group, "channel": lease.claim.channel},
             )
     return moved
 
 
+def recover(batch: Batch, error: Error | StaleClaim) -> int:
+    """After the transaction that took the lease failed: let the range wait.
+
+    Raises ConnectionLost.
+    """
+    batch.raise_if_lost(error)
+    if not database.is_conflict(error):
+        outcomes.postpone(batch.claim, error, batch.using)
+    return 0
+
+
+def _run(part: Batch) -> Done | Failed:
+    """Call the handlers; a session that ended meanwhile is no message's failure the first time."""
+    connection = connections[part.using]
+    result = part.run(_nothing_to_check)
+    is_lost = connection.connection is not None and database.is_lost(connection.connection)
+    if isinstance(result, Failed) and is_lost:
+        return dataclasses.replace(result, cause=ConnectionLost(failures.error_text(result.cause)))
+    return result
+
+
+def _nothing_to_check(position: int, seconds: float) -> None:
+    """The handler ran outside a transaction, so it cannot have harmed one."""
+
+
 class Lease:
-    """A range in this process's hands: renewed while a handler runs, given back at the end.
+    """A range leased by this process: renewed while a handler runs, and ended after it.
 
     A thread with its own connection renews it when a handler takes longer than a third of
     `seconds`; not within a surrounding transaction, whose cursor row no other session sees.
@@ -71,7 +106,7 @@ class Lease:
         self.claim = claim
         self.seconds = seconds
         self.using = using
-        self._advanced_at = self._renewed_at = time.monotonic()
+        self._written_at = self._renewed_at = time.monotonic()
         self._end = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="outbox-lease", daemon=True)
 
@@ -89,56 +124,97 @@ class Lease:
         self._end.set()
         if self._keeper.is_alive():
             self._keeper.join()
-        if database.is_lost(connections[self.using].connection):
-            return
         try:
             cursors.renew(self.claim, None, self.using)
-        except (StaleClaim, DatabaseError):
+        except (StaleClaim, Error):
             logger.debug("the lease of cursor %s was over already", self.claim.id)
 
     def renewed(self) -> Claim:
-        """Return the claim, after asking for it again when that has not been done for a while.
+        """Return the claim, after renewing the lease when a third of it has passed.
 
-        Raises StaleClaim when the range is in other hands.
+        Raises StaleClaim when the range was taken over.
         """
         if time.monotonic() - self._renewed_at > self.seconds / 3:
-            cursors.renew(self.claim, self.seconds, self.using)
-            self._renewed_at = time.monotonic()
+            with contextlib.suppress(Error):
+                cursors.renew(self.claim, self.seconds, self.using)
+                self._renewed_at = time.monotonic()
         return self.claim
 
-    def advance(self, part: Batch) -> Advance:
-        """Write the progress of a part of the batch and renew the lease; raises StaleClaim."""
+    def write(self, part: Batch) -> Outcome:
+        """Write the progress of a part of the batch and renew the lease.
+
+        In a new session when this one has ended: the handler is done, and its message needs no
+        second try. Raises StaleClaim, and ConnectionLost when there is no new session to be had.
+        """
+        outcome, connection = part.outcome(), connections[self.using]
+        connection.ensure_connection()
+        session = connection.connection
+        try:
+            self._write(outcome)
+        except Error as error:
+            if connection.connection is session and not database.is_lost(session):
+                outcome = Outcome(part.claim, part.claim.position, error=error)
+                self._write(outcome)
+            else:
+                connection.close()
+                self._write_again(outcome, error)
+        now = time.monotonic()
+        counters = outcome.counters()
+        self.claim = dataclasses.replace(
+            self.claim,
+            position=outcome.position,
+            parked=self.claim.parked + outcome.parked,
+            rate=counters["rate"],
+            idle_seconds=now - self._written_at,
+        )
+        self._written_at = self._renewed_at = now
+        return outcome
+
+    def _write(self, outcome: Outcome) -> None:
+        with transaction.atomic(using=self.using):
+            if outcome.blocked:  # a redrive may just release their keys: lock the row, then look
+                cursors.renew(self.claim, self.seconds, self.using)
+            outcomes.write(outcome, self.using, self.seconds)
+
+    def _write_again(self, outcome: Outcome, error: Error) -> None:
+        """Write in a new session, unless the commit had arrived and only its reply was lost."""
         try:
             with transaction.atomic(using=self.using):
-                if part.behind:  # their keys may just be released: hold the row, then look
-                    cursors.renew(self.claim, self.seconds, self.using)
-                change = dispatcher.conclude(part, self.seconds)
-        except DatabaseError as error:
-            if database.is_lost(connections[self.using].connection):
-                raise
-            with transaction.atomic(using=self.using):
-                change = dispatcher.back_off(part, error)
-        now = time.monotonic()
-        self.claim = self.claim.after(change, now - self._advanced_at)
-        self._advanced_at = self._renewed_at = now
-        return change
+                locked, _ = cursors.lock(self.claim.id, self.using) or (None, None)
+                if locked is not None and self._has_arrived(locked, outcome):
+                    return
+                outcomes.write(outcome, self.using, self.seconds)
+        except Error as second:
+            raise ConnectionLost(str(second)) from error
+
+    def _has_arrived(self, locked: Claim, outcome: Outcome) -> bool:
+        is_ours = locked.lease_token == self.claim.lease_token
+        is_there = outcome.count > 0 and locked.position == outcome.position
+        return is_ours and locked.generation == self.claim.generation and is_there
 
     def _keep(self) -> None:
-        """Renew the lease while the handler in hand takes long."""
+        """Renew the lease while a handler takes long, in a new session when one has ended."""
         wait = third = self.seconds / 3
         try:
             while not self._end.wait(wait):
                 wait = self._renewed_at + third - time.monotonic()
                 if wait <= 0:
-                    cursors.renew(self.claim, self.seconds, self.using)
-                    self._renewed_at = time.monotonic()
-                    wait = third
+                    wait = self._renew(third)
         except StaleClaim:
             logger.debug("the lease of cursor %s is over", self.claim.id)
-        except DatabaseError:
-            logger.exception("the lease of cursor %s could not be renewed", self.claim.id)
         finally:
             connections[self.using].close()
+
+    def _renew(self, third: float) -> float:
+        """Renew the lease; return the seconds until the next time, fewer after a failure."""
+        try:
+            cursors.renew(self.claim, self.seconds, self.using)
+        except Error as error:
+            _log(logging.WARNING, self.claim, "could not renew its lease: %s", str(error).strip())
+            connections[self.using].close()
+            return third / 4
+        self._renewed_at = time.monotonic()
+        return third
 
 
 def _parts(batch: Batch) -> Iterator[Batch]:
@@ -149,6 +225,19 @@ def _parts(batch: Batch) -> Iterator[Batch]:
         route = routes.get(rows[stop][2])
         is_together = route is routes.get(rows[start][2]) and (route is None or route.is_batch)
         if not is_together:
-            yield Batch(batch.group, batch.claim, rows[start:stop], rows[stop - 1][0], batch.using)
+            yield batch.part(rows[start:stop], rows[stop - 1][0])
             start = stop
-    yield Batch(batch.group, batch.claim, rows[start:], batch.until, batch.using)
+    yield batch.part(rows[start:], batch.end_position)
+
+
+def _log(level: int, claim: Claim, what: str, *values: object) -> None:
+    logger.log(
+        level,
+        f"%s, slots %d to %d of %s: {what}",
+        claim.group,
+        claim.slot_from,
+        claim.slot_to,
+        claim.channel,
+        *values,
+        extra={"group": claim.group, "channel": claim.channel},
+    )

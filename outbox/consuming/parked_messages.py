@@ -15,9 +15,9 @@ from typing import Any
 from django.db import connections, transaction
 
 from .. import events, groups, signals
-from ..exceptions import KeyReleased, NotParked, OutboxError, UnknownGroup
+from ..exceptions import NotParked, OutboxError, StaleClaim, UnknownGroup
 from ..sql import run_statement
-from . import failures
+from . import cursors, failures
 from .cursors import Claim
 from .failures import Failure
 
@@ -71,15 +71,15 @@ def park(failure: Failure, using: str) -> None:
 def park_behind(claim: Claim, positions: Sequence[int], using: str) -> None:
     """Park messages whose keys are blocked, in the transaction that moves past them.
 
-    Raises KeyReleased when one of the keys is not blocked any more.
+    Raises StaleClaim when one of the keys is not blocked any more.
     """
     parameters = {
         "group": claim.group,
         "positions": list(positions),
         "seen_position": claim.seen_position,
     }
-    if positions and _execute("park_behind", parameters, using) != len(positions):
-        raise KeyReleased(cursor=claim.id)
+    if _execute("park_behind", parameters, using) != len(positions):
+        raise StaleClaim(cursor=claim.id)
 
 
 def queues(group: str, key: str | None, using: str) -> list[Queue]:
@@ -96,14 +96,11 @@ def count(queue: Queue, using: str) -> int:
         return int(cursor.fetchone()[0])
 
 
-def lock(queue: Queue, using: str) -> int:
-    """Lock the cursor row that covers a queue until commit, and return its id."""
-    parameters = dataclasses.asdict(queue)
-    with connections[using].cursor() as cursor:
-        for _ in range(RESHAPES):
-            run_statement(cursor, "lock_slot", parameters)
-            if row := cursor.fetchone():
-                return int(row[0])
+def lock(queue: Queue, using: str) -> Claim:
+    """Lock the cursor row that covers a queue until commit, and return it."""
+    for _ in range(RESHAPES):
+        if claim := cursors.lock_slot(queue.group, queue.channel, queue.slot, using):
+            return claim
     raise OutboxError(
         f"Group {queue.group!r} has no cursor for slot {queue.slot} of channel {queue.channel!r}: "
         "let a worker consume the group once, which creates it."
@@ -138,16 +135,11 @@ def keep(failure: Failure, using: str) -> None:
     _execute("fail_parked", _error_columns(failure), using)
 
 
-def release(queue: Queue, position: int, cursor_id: int, is_handled: bool, using: str) -> int:
-    """Take a message out of its queue and return how many are left in it.
-
-    `is_handled`: count it as processed, else as skipped. Raises NotParked.
-    """
+def release(queue: Queue, position: int, using: str) -> int:
+    """Take a message out of its queue and return how many are left in it; raises NotParked."""
     parameters = {"group": queue.group, "position": position}
     if _execute("release_parked", parameters, using) != 1:
         raise NotParked(group=queue.group, wanted=f"at position {position}")
-    counts = {"processed": int(is_handled), "skipped": int(not is_handled)}
-    _execute("count_released", {"id": cursor_id, "position": position, **counts}, using)
     left = count(queue, using)
     if queue.key is not None and not left:
         transaction.on_commit(partial(_tell_released, queue), using=using)

@@ -74,6 +74,7 @@ class Migration(migrations.Migration):
                         choices=[
                             ("failed", "failed"),
                             ("undecodable", "undecodable"),
+                            ("unknown", "of a type that the code does not know"),
                             ("blocked", "blocked by an earlier message of its key"),
                         ],
                         verbose_name="reason",

@@ -15,7 +15,7 @@ from typing import Literal
 from django.db import connections
 
 from ..conf import settings
-from ..consuming.cursors import RATE_SECONDS
+from ..consuming.outcomes import RATE_SECONDS
 from ..groups import ConsumerGroup, all_groups
 from ..sql import run_statement, with_zones
 from .pauses import FOREVER
@@ -183,8 +183,9 @@ def _judge(
         return "ok", ""
     if not owner and not any(session.may_serve(row.group) for session in sessions):
         return "stopped", "messages wait and no worker is connected"
-    if row.attempts:
-        return "failing", f"attempt {row.attempts} failed: {row.last_error}"
+    if row.last_error:
+        tried = f"attempt {row.attempts} failed" if row.attempts else "it waits"
+        return "failing", f"{tried}: {row.last_error}"
     starts = [row.updated_at, row.oldest, row.paused_until, row.leased_until]
     waited = (row.now - max(start for start in starts if start is not None)).total_seconds()
     if waited > patience:

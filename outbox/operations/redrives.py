@@ -8,21 +8,21 @@ holds the cursor row that covers the key, so no worker can overtake and no secon
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
-from .. import database, events, groups, message_log
-from ..consuming import cursors, failures, parked_messages
+from .. import database, groups
+from ..consuming import failures, outcomes, parked_messages, transactional
 from ..consuming.cursor_rows import known_group
-from ..consuming.cursors import Advance, Claim
-from ..consuming.failures import Failure
+from ..consuming.cursors import Claim
+from ..consuming.handlers import Done, Failed
+from ..consuming.outcomes import Outcome
 from ..consuming.parked_messages import Queue
-from ..exceptions import ConnectionLost, NotParked, OutboxError, WorkerDied
+from ..events import Message
+from ..exceptions import NotParked, OutboxError
 from ..groups import ConsumerGroup
 from ..models import ParkedMessage
-from ..sql import run_statement
 from . import action_log
 
 
@@ -135,93 +135,58 @@ def discard(
         "error": parked.error,
     }
     with transaction.atomic(using=using):
-        cursor_id = parked_messages.lock(queue, using)
-        remaining = parked_messages.release(queue, position, cursor_id, False, using)
+        claim = parked_messages.lock(queue, using)
+        remaining = _release(queue, claim, position, False, using)
         action_log.record("discard", parked.group, using=using, old=old, reason=reason, by=actor)
     return Discarded(parked.channel, parked.key, position, remaining)
 
 
-def record_crash(
-    cursor_id: int, position: int, error: str, *, pid: int | None = None, using: str = "default"
-) -> bool:
-    """Count a failed attempt of the message that a worker had in hand when its process died.
-
-    `error`: what ended it. `pid`: its process id, needed where it held a lease. Returns False and
-    changes nothing when the cursor is gone or past `position`, or leased to another process.
-
-    It is given up only when it surely was the one: not at the first crash in a batch handler,
-    after which its messages are handled one by one, and not while earlier ones wait before it.
-    """
-    with transaction.atomic(using=using):
-        claim, holder = cursors.lock(cursor_id, using) or (None, None)
-        message = None if claim is None else _message_at(claim, position, using)
-        if claim is None or message is None or holder not in (None, cursors.holder(pid)):
-            return False
-        died = WorkerDied(reason=error)
-        seconds = claim.failing_seconds_at(position)
-        failure = failures.judge(groups.get(claim.group), message, died, seconds)
-        if failure.verdict != "retry" and not _is_certain(claim, failure, using):
-            failure = dataclasses.replace(failure, verdict="retry", retry_delay=0.0)
-        if failure.verdict == "park":
-            parked_messages.park(failure, using)
-        cursors.advance(claim, _change_after(failure, claim.position), using)
-        failures.announce(failure, using)
-    return True
-
-
-def _change_after(failure: Failure, position: int) -> Advance:
-    if failure.verdict == "park":
-        return Advance(failure.message.position, parked=1)
-    if failure.verdict == "skip":
-        return Advance(failure.message.position, skipped=1)
-    return Advance(
-        position,
-        attempts=failure.message.attempt,
-        failed_position=failure.message.position,
-        retry_delay=failure.retry_delay,
-        last_error=failure.summary,
-    )
-
-
 def _try_first(group: ConsumerGroup, queue: Queue, using: str) -> bool | StillFailing | None:
     """Handle the first message of a queue; False: there is no handler; None: it is empty."""
+    connection = connections[using]
     with transaction.atomic(using=using):
-        cursor_id = parked_messages.lock(queue, using)
+        claim = parked_messages.lock(queue, using)
         found = parked_messages.first(queue, using)
         if found is None:
             return None
-        message, failing_seconds = found
-        try:
-            is_handled = _handle(group, message, using)
-        except Exception as error:
-            if database.is_lost(connections[using].connection):
-                raise ConnectionLost(str(error)) from error
-            cause = failures.cause_of(error)
-            failure = Failure(group, message, cause, "stay", None, failing_seconds)
-            parked_messages.keep(failure, using)
-            failures.announce(failure, using)
-            text = failures.error_line(cause)
-            return StillFailing(queue.channel, queue.key, message.position, text)
-        parked_messages.release(queue, message.position, cursor_id, is_handled, using)
-        return is_handled
-
-
-def _handle(group: ConsumerGroup, message: events.Message, using: str) -> bool:
-    """Call the handler of a message under a savepoint; return whether there is one."""
-    route = group.routes(message.channel).get(message.type)
-    if route is None:
-        return False
-    connection = connections[using]
-    check = database.transaction_check(connection)
+        result = transactional.handle_alone(group, claim, found[0], using)
+        if isinstance(result, Done):
+            is_handled = not result.skipped
+            _release(queue, claim, found[0].position, is_handled, using)
+            return is_handled
+        if not connection.needs_rollback:
+            return _keep(group, queue, *found, result, using)
+    # The handler ended the transaction or its session: record the failure in another one.
+    if database.is_lost(connection.connection):
+        connection.close()
     with transaction.atomic(using=using):
-        event = route.event_of(message)
-        if route.is_batch:
-            route.handler([event], [message])
-        else:
-            route.handler(event, message)
-        check()
-        connection.check_constraints()
-    return True
+        parked_messages.lock(queue, using)
+        return _keep(group, queue, *found, result, using)
+
+
+def _keep(
+    group: ConsumerGroup,
+    queue: Queue,
+    message: Message,
+    failing_seconds: float,
+    failed: Failed,
+    using: str,
+) -> StillFailing:
+    """Record that a parked message failed again."""
+    failure = failures.decide(group, message, failed.cause, failing_seconds, is_parked=True)
+    parked_messages.keep(failure, using)
+    failures.report(failure, using)
+    error = failures.error_line(failure.error)
+    return StillFailing(queue.channel, queue.key, message.position, error)
+
+
+def _release(queue: Queue, claim: Claim, position: int, is_handled: bool, using: str) -> int:
+    """Take a parked message out and count it as processed or skipped; return how many are left."""
+    left = parked_messages.release(queue, position, using)
+    outcome = Outcome(claim, claim.position, int(is_handled), int(not is_handled))
+    outcome.released = position
+    outcomes.write(outcome, using)
+    return left
 
 
 def _select(
@@ -247,33 +212,3 @@ def _parked_at(group: str, position: int, using: str) -> ParkedMessage:
 
 def _queue_of(parked: ParkedMessage) -> Queue:
     return Queue(parked.group, parked.channel, parked.key, parked.slot, parked.position)
-
-
-def _message_at(claim: Claim, position: int, using: str) -> events.Message | None:
-    """Return the message at a position above the claim's, None when it is not of its range."""
-    rows = message_log.read(
-        using,
-        claim.channel,
-        after=max(claim.position, position - 1),
-        until=position,
-        slots=claim.slots,
-        most=1,
-    )
-    return claim.message(rows[0]) if rows else None
-
-
-def _is_certain(claim: Claim, failure: Failure, using: str) -> bool:
-    """Tell whether a message was alone in its handler, and nothing of the range is before it."""
-    route = failure.group.routes(claim.channel).get(failure.message.type)
-    if route is not None and route.is_batch and failure.message.attempt == 1:
-        return False
-    parameters: dict[str, Any] = {
-        "channel": claim.channel,
-        "after": claim.position,
-        "position": failure.message.position,
-        "slot_from": claim.slot_from,
-        "slot_to": claim.slot_to,
-    }
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "is_next", parameters)
-        return bool(cursor.fetchone()[0])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.db import connections
 
 from .. import groups, message_log
 from ..consuming.cursor_rows import known_group
+from ..exceptions import UnknownGroup
 from ..groups import ConsumerGroup
-from ..sql import run_statement
+from ..sql import all_rows, run_statement
 from . import action_log as actions
 from .action_log import Action
 from .range_status import SEVERITY, RangeStatus, Status, read_ranges
@@ -29,6 +32,8 @@ LAG_BUDGET = 500_000
 """Pending messages that one look counts, over all cursors; what is beyond them is not counted."""
 
 LATEST_ACTIONS = 5
+LATEST_MESSAGES = 10_000
+"""Messages of a channel that are looked at for types that the group passed over."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +74,9 @@ class Description:
     """The last few things that operators did to it, the newest first."""
     oldest_snapshot: SnapshotSession | None
     """The session that keeps the most dead rows, such as a dump or a report."""
+    skipped_types: dict[str, int]
+    """Types without a handler and how many messages it passed over, of the last 10,000 of each
+    channel; empty for a group that is not declared."""
 
 
 def list_groups(using: str = "default") -> list[GroupStatus]:
@@ -98,6 +106,7 @@ def describe(
         horizon=horizon,
         actions=actions.latest(name, LATEST_ACTIONS, using),
         oldest_snapshot=oldest_snapshot(using),
+        skipped_types=_skipped_types(name, ranges, using),
     )
 
 
@@ -161,7 +170,7 @@ def _summary(
 ) -> GroupStatus:
     ranges = [each for each in ranges if each.status != "undeclared"] or ranges
     worst = max(ranges, key=lambda each: SEVERITY.index(each.status))
-    failing = max(ranges, key=lambda each: each.attempts)
+    failing = max(ranges, key=lambda each: (each.attempts, bool(each.last_error)))
     pending = [each for each in ranges if each.lag]
     return GroupStatus(
         group=group,
@@ -181,6 +190,23 @@ def _summary(
         attempts=failing.attempts,
         last_error=failing.last_error,
     )
+
+
+def _skipped_types(name: str, ranges: Sequence[RangeStatus], using: str) -> dict[str, int]:
+    """Return the types that a group passed over lately, by the handlers that it has now."""
+    try:
+        group = groups.get(name)
+    except UnknownGroup:
+        return {}
+    skipped: collections.Counter[str] = collections.Counter()
+    for channel in group.channels:
+        ends = [each.position for each in ranges if each.channel == channel]
+        look: dict[str, Any] = {"channel": channel, "until": min(ends, default=0)}
+        routes = group.routes(channel)
+        for type_name, count in all_rows("count_types", using, most=LATEST_MESSAGES, **look):
+            if type_name not in routes:
+                skipped[type_name] += count
+    return dict(sorted(skipped.items()))
 
 
 def _never_run(name: str, head: int, using: str) -> GroupStatus:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from django.db import DatabaseError, connections
 
+from ..consuming import crashes
 from ..consuming import in_flight as in_hand
 from ..consuming.in_flight import InHand, State
-from ..operations import redrives
 from .exit_codes import ExitCode
 from .shutdown import SIGNALS
 
@@ -236,7 +236,9 @@ class Supervisor:
 
     def _record(self, state: State, pid: int, reason: str) -> None:
         try:
-            redrives.record_crash(state.cursor, state.position, reason, pid=pid, using=self.using)
+            crashes.record_dead_process(
+                state.cursor, state.position, reason, pid=pid, using=self.using
+            )
         except DatabaseError:
             logger.exception(
                 "the message at %d was in hand when a worker ended (%s); that is not recorded",

@@ -95,6 +95,13 @@ def one_row(query: str, using: str, **parameters: Any) -> tuple[Any, ...] | None
     return None if row is None else with_zones(row)
 
 
+def all_rows(query: str, using: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    """Run a statement and return its rows."""
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, query, parameters)
+        return [with_zones(row) for row in cursor.fetchall()]
+
+
 def scalar(query: str, using: str, **parameters: Any) -> Any:
     """Run a statement and return the first column of its first row, None without one."""
     row = one_row(query, using, **parameters)

@@ -37,9 +37,9 @@ FROM outbox_claim(
 )
 
 -- name: advance_cursor
--- The row is locked by the claim; sends a NOTIFY only while somebody waits for the group.
-SELECT outbox_advance(
-    %(id)s, %(generation)s, %(lease_token)s, %(position)s,
+-- The claim holds the row's lock; sends a NOTIFY only while a session waits for the group.
+SELECT outbox_advance_v1(
+    %(id)s, %(generation)s, %(lease_token)s, %(of_position)s, %(transaction)s, %(position)s,
     %(processed)s, %(skipped)s, %(parked)s, %(rate)s,
     %(attempts)s, %(failed_position)s, %(retry_delay)s, %(last_error)s, %(lease)s
 )
@@ -84,19 +84,65 @@ CROSS JOIN LATERAL (
 ) AS due
 
 -- name: lock_cursor
--- Locks one cursor row by its primary key; waits for the batch in hand.
-SELECT outbox_claim_of(c, c.position), CASE WHEN leased_until > clock_timestamp() THEN leased_by END
+-- Locks one cursor row by its primary key; waits for the batch that holds it.
+SELECT
+    pg_current_xact_id()::text, outbox_claim_of(c, c.position),
+    COALESCE(leased_until > clock_timestamp(), false)
 FROM outbox_cursor AS c
 WHERE id = %(id)s
 FOR UPDATE
 
 -- name: lock_slot
--- Locks the cursor row that covers a slot; waits for the batch in hand. None when the row was
+-- Locks the cursor row that covers a slot; waits for the batch that holds it. None when the row was
 -- reshaped meanwhile: ask again.
-SELECT id
-FROM outbox_cursor
+SELECT pg_current_xact_id()::text, outbox_claim_of(c, c.position)
+FROM outbox_cursor AS c
 WHERE "group" = %(group)s AND channel = %(channel)s AND %(slot)s BETWEEN slot_from AND slot_to
 FOR UPDATE
+
+-- name: see_claim
+-- Whether the transaction that locked the cursor row is the present one, and the row is as it was.
+-- Reads the row by its primary key.
+SELECT
+    pg_current_xact_id_if_assigned()::text = %(transaction)s,
+    EXISTS (
+        SELECT FROM outbox_cursor
+        WHERE id = %(id)s
+          AND generation = %(generation)s
+          AND lease_token = %(lease_token)s
+          AND position = %(position)s
+    )
+
+-- name: is_committed
+-- What became of a transaction of this server; null once the server has forgotten it.
+SELECT pg_xact_status(%(transaction)s::xid8) = 'committed'
+
+-- name: wait_for_lock
+-- Bounds the waits for locks in this transaction; milliseconds.
+SELECT set_config('lock_timeout', %(wait)s, true)
+
+-- name: read_session
+-- Settings that a handler may change for the rest of the transaction by SET LOCAL.
+SELECT
+    current_setting('role'), current_setting('search_path'),
+    current_setting('statement_timeout'), current_setting('lock_timeout')
+
+-- name: restore_session
+-- Sets them back; the values are those of read_session.
+SELECT
+    set_config('role', %(role)s, true), set_config('search_path', %(search_path)s, true),
+    set_config('statement_timeout', %(statement_timeout)s, true),
+    set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: read_session_limits
+-- The time limits of the server that end a session.
+SELECT name || ' is ' || setting || ' ms'
+FROM pg_settings
+WHERE name IN (
+    'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout'
+)
+  AND setting <> '0'
+ORDER BY name
 
 -- name: next_pending
 -- Walks outbox_message_by_channel to the next message of a range.

@@ -88,12 +88,13 @@ LIMIT 1
 DELETE FROM outbox_parked_message WHERE "group" = %(group)s AND position = %(position)s
 
 -- name: count_released
--- The row is locked by lock_slot. What lies before base_position is not counted there.
+-- lock_slot holds the row's lock. Messages below base_position are not counted there.
 UPDATE outbox_cursor
 SET parked = parked - 1,
     processed = processed + CASE WHEN base_position < %(position)s THEN %(processed)s ELSE 0 END,
     skipped = skipped + CASE WHEN base_position < %(position)s THEN %(skipped)s ELSE 0 END
 WHERE id = %(id)s
+RETURNING true
 
 -- name: fail_parked
 -- Under the cursor's lock, by outbox_parked_once.

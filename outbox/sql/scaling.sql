@@ -102,7 +102,7 @@ WITH parts AS (
 ), failed AS (
     SELECT attempts, failed_position, failed_since, retry_at, last_error
     FROM parts
-    WHERE attempts > 0
+    WHERE failed_position IS NOT NULL
     ORDER BY failed_position
     LIMIT 1
 )
@@ -167,7 +167,7 @@ SELECT
     seen.channel, slot_from, slot_to, position, backlog.messages, backlog.is_bound, owner,
     CASE WHEN owner <> '' THEN 'working'
          WHEN paused_until > clock_timestamp() THEN 'paused'
-         WHEN attempts > 0 THEN 'failing'
+         WHEN failed_position IS NOT NULL THEN 'failing'
          WHEN hold_until > clock_timestamp() AND position >= hold_position THEN 'held'
          WHEN backlog.messages > 0 THEN 'behind'
          ELSE 'idle' END,

@@ -25,10 +25,22 @@ SELECT
     GREATEST(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
 FROM outbox_backlog(%(channel)s, 0, 0, 32767, %(most)s)
 
+-- name: count_types
+-- Walks outbox_message_by_channel backwards from a position; takes no lock.
+SELECT type, count(*)
+FROM (
+    SELECT type
+    FROM outbox_message
+    WHERE channel = %(channel)s AND position <= %(until)s
+    ORDER BY position DESC
+    LIMIT %(most)s
+) AS latest
+GROUP BY type
+
 -- name: see_workers
 -- Reads the sessions of this database that call themselves workers, and the claims they hold.
 SELECT
-    pid, application_name, COALESCE(host(client_addr), 'local'), backend_start,
+    pid, rtrim(application_name, '*'), COALESCE(host(client_addr), 'local'), backend_start,
     COALESCE(state, ''),
     extract(epoch FROM GREATEST(clock_timestamp() - xact_start, interval '0'))::float8,
     COALESCE(claims.cursors, '{}')

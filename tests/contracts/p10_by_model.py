@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 import outbox
+from outbox.consuming import crashes
 from outbox.models import Cursor, ParkedMessage
 from outbox.operations import redrives
 from outbox.testing import isolated_groups
@@ -183,7 +184,7 @@ class Machine(RuleBasedStateMachine):
             return
         position = model.waiting[0][0]
         cursor = Cursor.objects.get(group=name)
-        assert redrives.record_crash(cursor.id, position, "killed by SIGKILL")
+        assert crashes.record_dead_process(cursor.id, position, "killed by SIGKILL")
         model.crashes[position] = model.crashes.get(position, 0) + 1
         if model.crashes[position] == RETRY.max_attempts:
             model.give_up(*model.waiting.pop(0))

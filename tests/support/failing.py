@@ -74,6 +74,10 @@ class Script:
         rows = ParkedMessage.objects.filter(group=self.group.name).order_by("position")
         return list(rows.values_list("position", "reason"))
 
+    def due(self) -> None:
+        """Let what backs off be tried at once."""
+        Cursor.objects.filter(group=self.group.name).update(retry_at=None)
+
     def cursor(self) -> Cursor:
         return Cursor.objects.get(group=self.group.name)
 

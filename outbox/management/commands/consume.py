@@ -22,11 +22,11 @@ from django.db import DatabaseError, OperationalError, connections
 from django.utils import autoreload
 
 from ... import groups, message_log
-from ...consuming import in_flight
+from ...consuming import crashes, in_flight
 from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
-from ...operations import redrives, status
+from ...operations import status
 from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Pulse
 from ...processes.shutdown import SIGNALS, Lifeline
@@ -219,7 +219,9 @@ def take_over(path: Path, using: str) -> InHand:
     if last.position:
         reason = "the process ended and left no word why"
         try:
-            redrives.record_crash(last.cursor, last.position, reason, pid=last.pid, using=using)
+            crashes.record_dead_process(
+                last.cursor, last.position, reason, pid=last.pid, using=using
+            )
         except DatabaseError:
             logger.exception("the message at %d may have ended the last worker", last.position)
     return record

@@ -132,6 +132,7 @@ def _print_summary(printer: Printer, description: Description) -> None:
         ("LAG", f"{lag} messages{oldest}"),
         ("RATE", f"{state.rate:.1f} messages/s, last commit {ago(state.last_commit)}"),
         ("DONE", done),
+        *_skipped_lines(description.skipped_types),
         ("WORKERS", str(state.workers)),
         *_horizon_lines(description.horizon),
         *_snapshot_lines(description.oldest_snapshot),
@@ -141,6 +142,11 @@ def _print_summary(printer: Printer, description: Description) -> None:
         ],
     ]
     printer.block(pairs)
+
+
+def _skipped_lines(types: dict[str, int]) -> list[tuple[str, str]]:
+    listed = ", ".join(f"{count} {name}" for name, count in types.items())
+    return [("SKIPPED", f"lately, without a handler: {listed}")] if types else []
 
 
 def _horizon_lines(horizon: HorizonStatus) -> list[tuple[str, str]]:

@@ -59,6 +59,8 @@ BEGIN ATOMIC
         'position', c.position,
         'generation', c.generation,
         'lease_token', c.lease_token,
+        'leased_by', c.leased_by,
+        'transaction', pg_current_xact_id_if_assigned()::text,
         'seen_position', c.seen_position,
         'parked', c.parked,
         'attempts', c.attempts,
@@ -187,6 +189,11 @@ BEGIN
                 END IF;
             END IF;
         END IF;
+        -- The server reports this setting to the client whenever it changes, so the worker sees
+        -- without a round trip whether a handler has ended this transaction.
+        PERFORM set_config(
+            'application_name', left(rtrim(current_setting('application_name'), '*'), 62) || '*', true
+        );
         claim := outbox_claim_of(claimed, until);
         RETURN NEXT;
         last_read := COALESCE(position, claimed.position);
@@ -204,52 +211,5 @@ BEGIN
         END IF;
         RETURN;
     END LOOP;
-END
-$$;
-
--- Write what a batch did to its cursor, whose row the claim locked; false when the row was moved,
--- reshaped or taken over. A function, and so planned once for a session.
-CREATE FUNCTION outbox_advance(
-    cursor_id bigint, of_generation integer, of_token bigint, to_position bigint,
-    more_processed bigint, more_skipped bigint, more_parked bigint, new_rate float8,
-    new_attempts integer, new_failed_position bigint, retry_delay float8, error text, lease float8
-) RETURNS boolean LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET search_path FROM CURRENT AS $$
-DECLARE
-    of_group text;
-BEGIN
-    -- The newest version of the row is found backwards, as in outbox_ranges_v1. A leased row is not
-    -- locked: when another session writes a newer version at this moment, look again.
-    FOR attempt IN 1..3 LOOP
-        UPDATE outbox_cursor AS c
-        SET position = to_position,
-            seen_position = GREATEST(c.seen_position, to_position),
-            processed = c.processed + more_processed,
-            skipped = c.skipped + more_skipped,
-            parked = c.parked + more_parked,
-            rate = new_rate,
-            attempts = new_attempts,
-            failed_position = new_failed_position,
-            failed_since = CASE WHEN new_attempts = 0 THEN NULL
-                                WHEN c.failed_position = new_failed_position THEN c.failed_since
-                                ELSE clock_timestamp() END,
-            retry_at = clock_timestamp() + make_interval(secs => retry_delay),
-            last_error = COALESCE(error, c.last_error),
-            leased_until = clock_timestamp() + make_interval(secs => lease),
-            served_at = transaction_timestamp(),
-            updated_at = clock_timestamp()
-        WHERE c.ctid = (
-                  SELECT n.ctid FROM outbox_cursor AS n WHERE n.id <= cursor_id ORDER BY n.id DESC LIMIT 1
-              )
-          AND c.id = cursor_id
-          AND c.generation = of_generation
-          AND c.lease_token = of_token
-        RETURNING c."group" INTO of_group;
-        IF FOUND THEN
-            RETURN outbox_signal_waiters(of_group) IS NOT NULL;
-        END IF;
-    END LOOP;
-    RETURN false;
 END
 $$;

@@ -1,6 +1,6 @@
-DROP FUNCTION outbox_advance(
-    bigint, integer, bigint, bigint, bigint, bigint, bigint, float8, integer, bigint, float8, text,
-    float8
+DROP FUNCTION outbox_advance_v1(
+    bigint, integer, bigint, bigint, text, bigint, bigint, bigint, bigint, float8, integer, bigint,
+    float8, text, float8
 );
 DROP FUNCTION outbox_row_image(record, jsonb);
 DROP FUNCTION outbox_signal_waiters(text);
