@@ -7,7 +7,7 @@ of a transaction that commits in between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.db import OperationalError, connections
@@ -102,13 +102,21 @@ def _free_parts(drafts: Sequence[events.Draft]) -> list[Any]:
     return [part for draft in drafts for part in (draft.payload, draft.headers)]
 
 
-def horizon(using: str, *, count_own_floor: bool = True) -> int:
+def horizon(
+    using: str, channels: Iterable[str] | None = None, *, count_own_floor: bool = True
+) -> int:
     """Return the highest position at or below which nothing can appear any more.
 
-    `count_own_floor=False` leaves out the floor of this very session: for tests that publish
-    and consume within one transaction, which sees its own rows.
+    `channels`: in these channels, whose publishers alone hold it back, beside those that name no
+    channel; None: in any channel. `count_own_floor=False` leaves out the floor of this very
+    session: for tests that publish and consume within one transaction, which sees its own rows.
     """
-    return int(_scalar("read_horizon" if count_own_floor else "read_horizon_within", using))
+    if channels is None:
+        return int(_scalar("read_horizon" if count_own_floor else "read_horizon_within", using))
+    parameters = {"channels": array(channels), "without_own": not count_own_floor}
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "read_horizon_of", parameters)
+        return int(cursor.fetchone()[0])
 
 
 def last_position(using: str) -> int:

@@ -269,7 +269,9 @@ class Worker:
         if self._raw is None:
             connections[self.using].ensure_connection()
             self._raw = connections[self.using].connection
-        self.horizon = message_log.horizon(self.using, count_own_floor=self.count_own_floor)
+        self.horizon = message_log.horizon(
+            self.using, self.wakeups.channels, count_own_floor=self.count_own_floor
+        )
         if self._last_position is not None:
             self.horizon = min(self.horizon, self._last_position)
         self._idle.look(self.horizon, self.using)

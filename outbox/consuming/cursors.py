@@ -105,7 +105,7 @@ def register(groups: Iterable[ConsumerGroup], using: str) -> None:
     transaction is still open is not lost to it.
     """
     for group in groups:
-        position = message_log.horizon(using) if group.start == "latest" else 0
+        position = message_log.horizon(using, group.channels) if group.start == "latest" else 0
         for channel in group.channels:
             _register_channel(group, channel, position, using)
 

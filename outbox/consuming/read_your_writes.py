@@ -124,11 +124,12 @@ class _Wait:
 
 def _has_handled(group: str, position: int, using: str) -> bool:
     """The horizon is read first, in a statement of its own: nothing appears below it later."""
+    channels = _channels(group, using)
     parameters: dict[str, Any] = {
         "group": group,
-        "channels": _channels(group, using),
+        "channels": channels,
         "position": position,
-        "horizon": message_log.horizon(using),
+        "horizon": message_log.horizon(using, channels),
     }
     return bool(scalar("has_handled", using, **parameters))
 

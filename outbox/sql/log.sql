@@ -26,6 +26,13 @@ SELECT outbox_horizon()
 -- The same, as if this session held no floor.
 SELECT outbox_horizon_beside(pg_backend_pid())
 
+-- name: read_horizon_of
+-- The same, of some channels; without_own: as if this session held no floor.
+SELECT LEAST(last_position, (SELECT min(horizon) FROM unnest(horizons) AS of_one (horizon)))
+FROM outbox_horizons_v1(
+    %(channels)s::text[], CASE WHEN %(without_own)s THEN pg_backend_pid() END
+)
+
 -- name: read_messages
 -- Walks outbox_message_by_channel, filtering slots inside the index; takes no lock.
 SELECT position, key, type, payload::text, headers::text, created_at::text

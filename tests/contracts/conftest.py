@@ -8,6 +8,18 @@ from tests.shop.gates import GATES, gate_key
 from tests.support.harness import backend, execute, value
 from tests.support.processes import wait_until
 
+HORIZONS_AS_REPLACED = """
+    CREATE OR REPLACE FUNCTION outbox_horizons_v1(
+        of_channels text[], excluded_pid integer DEFAULT NULL,
+        OUT last_position bigint, OUT horizons bigint[]
+    ) LANGUAGE plpgsql VOLATILE AS $function$
+    BEGIN
+        last_position := outbox_horizon();
+        horizons := array_fill(last_position, ARRAY[cardinality(of_channels)]);
+    END
+    $function$
+"""
+
 REPLACED_HORIZON = """
     CREATE OR REPLACE FUNCTION outbox_horizon() RETURNS bigint LANGUAGE plpgsql VOLATILE AS $function$
     BEGIN
@@ -89,6 +101,7 @@ def replace_horizon(connect, horizon_functions):
     def replace(body):
         execute(session, kept)
         execute(session, REPLACED_HORIZON.format(body=body))
+        execute(session, HORIZONS_AS_REPLACED)
 
     return replace
 

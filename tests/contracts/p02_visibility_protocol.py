@@ -583,8 +583,8 @@ def test_a_publishing_handler_may_publish_to_its_own_channel():
 def test_an_open_publishing_handler_holds_back_what_comes_after_its_floor(
     background, close_gate, observer
 ):
-    """A handler's own publish is protected like any other, and what was there before it is free for
-    other groups."""
+    """A handler's own publish holds back the channel that it publishes to, and no other: groups of the
+    channel that it reads go on."""
     gate = close_gate("relay")
     before = publish_orders(notes=["", "gate"])
     relaying = background(worker("relay").run_once)
@@ -600,7 +600,7 @@ def test_an_open_publishing_handler_holds_back_what_comes_after_its_floor(
 
     assert held == [before[-1]]
     assert reached == before[-1]
-    assert handled_meanwhile == before
+    assert handled_meanwhile == before + after
     assert handled("billing") == before + after
     assert handled("relay") == before + after
 
@@ -752,3 +752,135 @@ def test_one_chosen_position_among_drawn_ones_is_refused(session):
         )
 
     assert stored() == []
+
+
+# Floors by channel.
+
+
+def announced(session, channel="orders", order_id=1):
+    """Publish as the product does: the function names the channel."""
+    return value(
+        session,
+        "SELECT outbox_publish_v1(%s, %s, 'OrderPlaced', jsonb_build_object('order_id', %s::int), '{}')",
+        channel,
+        str(order_id),
+        order_id,
+    )
+
+
+def test_an_open_publisher_of_another_channel_delays_nobody(connect, observer):
+    """A transaction that published in one channel and stays open holds back the readers of that
+    channel only."""
+    importer = connect()
+    execute(importer, "BEGIN")
+    held = announced(importer, channel="imports")
+    positions = [announced(observer) for _ in range(3)]
+    drain("billing")
+    handled_meanwhile = handled("billing")
+    horizons = value(observer, "SELECT horizons FROM outbox_horizons_v1('{imports,orders}')")
+    reached_by_all = horizon(observer)
+    execute(importer, "COMMIT")
+
+    assert handled_meanwhile == positions
+    assert horizons == [held - 1, positions[-1]]
+    assert reached_by_all == held - 1
+
+
+@pytest.mark.parametrize("way", ["raw", "many channels"])
+def test_an_insert_that_names_no_channel_holds_back_all(connect, observer, way):
+    """Raw SQL, and a transaction over more than four channels, hold the floor of every channel."""
+    publisher = connect()
+    execute(publisher, "BEGIN")
+    if way == "raw":
+        insert(publisher, channel="imports")
+    else:
+        for number in range(5):
+            announced(publisher, channel=f"imports-{number}")
+    reached = value(observer, "SELECT last_value FROM outbox_message_position_seq") - 1
+    after = announced(observer)
+    drain("billing")
+    handled_meanwhile = handled("billing")
+    own = len(floors(observer, backend(publisher)))
+    execute(publisher, "COMMIT")
+    drain("billing")
+
+    assert handled_meanwhile == []
+    assert own == (1 if way == "raw" else 5)
+    assert handled("billing") == [after]
+    assert reached < after
+
+
+def test_a_savepoint_gives_back_the_floor_of_its_channel_alone(connect, observer):
+    """Rolled back to a savepoint, a transaction keeps the floors from before it."""
+    publisher = connect()
+    execute(publisher, "BEGIN")
+    first = announced(publisher, channel="imports")
+    execute(publisher, "SAVEPOINT inner_block")
+    second = announced(publisher)
+    held_by_both = value(observer, "SELECT horizons FROM outbox_horizons_v1('{imports,orders}')")
+    execute(publisher, "ROLLBACK TO SAVEPOINT inner_block")
+    held_by_one = value(observer, "SELECT horizons FROM outbox_horizons_v1('{imports,orders}')")
+    third = announced(publisher)
+    held_again = value(observer, "SELECT horizons FROM outbox_horizons_v1('{imports,orders}')")
+    execute(publisher, "ROLLBACK")
+
+    assert held_by_both == [first - 1, second - 1]
+    assert held_by_one == [first - 1, second]
+    assert held_again == [first - 1, third - 1]
+
+
+def test_a_message_of_a_channel_that_was_not_named_is_refused(session):
+    """No floor of its channel is held, so a reader could pass it."""
+    execute(session, "BEGIN")
+    execute(session, "SELECT set_config('outbox.channels', '{imports}', true)")
+    with pytest.raises(DRIVER_ERROR, match="channel"):
+        insert(session)
+    execute(session, "ROLLBACK")
+
+    assert stored() == []
+
+
+BREAKS = {
+    "late": (
+        "outbox_take_floor()",
+        "outbox_floor_key(channel, floor)",
+        "outbox_floor_key(channel, floor + 2)",
+    ),
+    "channel": ("outbox_check_positions_and_notify()", "IF floor IS NULL THEN", "IF false THEN"),
+    "general": (
+        "outbox_horizons_v1(text[],integer)",
+        "IN (outbox_floor_hash(''), outbox_floor_hash(asked.channel))",
+        "= outbox_floor_hash(asked.channel)",
+    ),
+}
+"""The function, what it says, and what it says when the protocol is broken: a floor as it would be
+read after nextval, a trigger that does not look at the channel, a reader that ignores the floor of
+every channel."""
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_part_of_the_protocol_is_needed(connect, observer, name, is_broken):
+    """With one part broken a message is lost; with all of them none is."""
+    function, said, broken = BREAKS[name]
+    original = value(observer, "SELECT pg_get_functiondef(%s::regprocedure)", function)
+    assert said in original
+    publisher = connect()
+    try:
+        if is_broken:
+            execute(observer, original.replace(said, broken))
+        execute(publisher, "BEGIN")
+        if name == "channel":
+            execute(publisher, "SELECT set_config('outbox.channels', '{imports}', true)")
+        try:
+            announced(publisher) if name == "late" else insert(publisher)
+        except DRIVER_ERROR:
+            execute(publisher, "ROLLBACK")
+        announced(observer)
+        drain("billing")
+        execute(publisher, "COMMIT")
+        drain("billing")
+    finally:
+        execute(observer, original)
+
+    assert (set(stored()) != set(handled("billing"))) is is_broken
