@@ -56,3 +56,10 @@ SELECT
 -- name: notify_doctor
 -- Comes back to the session that listens.
 NOTIFY outbox_doctor
+
+-- name: log_schema
+-- Reads the catalog: the schema of the log that this session writes to.
+SELECT nspname::text
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE pg_class.oid = to_regclass('outbox_message')

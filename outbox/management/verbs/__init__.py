@@ -7,6 +7,7 @@ from .doctor import Doctor
 from .erasures import Erase, Restore
 from .events import Events
 from .forgetting import Forget
+from .grants import Grants
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
@@ -25,6 +26,7 @@ VERBS: list[type[Verb]] = [
     Tail,
     Audit,
     Doctor,
+    Grants,
     Reset,
     Pause,
     Resume,
