@@ -20,7 +20,6 @@ from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
 from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
-from .consuming.outcomes import Outcome
 from .exceptions import StaleClaim
 from .groups import ConsumerGroup
 from .outages import Meaning, Outage
@@ -114,33 +113,32 @@ class Worker:
                 if batch is None:
                     return None
                 delivery = DELIVERIES[batch.group.delivery]
-                delivery.begin(batch)
+                if batch.rows:
+                    delivery.begin(batch)
+                else:  # a gap: its move is committed before anything that may fail
+                    outcomes.write(batch.outcome(), self.using)
         except (Error, StaleClaim) as error:
             if batch is None:
                 raise
             return delivery.recover(batch, error)
-        return self._finish(batch)
+        return self._finish(batch) if batch.rows else self._deliver()
 
     def _claim(self) -> Batch | None:
-        """Claim a range with its next messages; move ranges that turn out to have none."""
-        has_moved = False
-        while found := cursors.claim(
+        """Claim a range with its next messages; without any when it has a gap before it."""
+        found = cursors.claim(
             self._turns,
             self.horizon,
             self.using,
             self.limits.messages,
             self._idle,
             self.limits.bytes,
-        ):
-            claim, rows = found
-            group = self._by_name[claim.group]
-            self._turns.sort(key=lambda each: each is group)
-            if rows:
-                until, is_stopping = claim.until, lambda: self._stopping
-                return Batch(group, claim, rows, until, self.using, has_moved, is_stopping)
-            outcomes.write(Outcome(claim, claim.until), self.using)
-            has_moved = True
-        return None
+        )
+        if found is None:
+            return None
+        claim, rows = found
+        group = self._by_name[claim.group]
+        self._turns.sort(key=lambda each: each is group)
+        return Batch(group, claim, rows, claim.until, self.using, lambda: self._stopping)
 
     def _finish(self, batch: Batch) -> int:
         """Do what a batch needs after its transaction; again, if the database goes away in it."""

@@ -36,8 +36,6 @@ class Batch:
     end_position: int
     """Where the range stands when all rows are done."""
     using: str
-    keeps_more: bool = False
-    """Something was done before it in its transaction that must not be undone with it."""
     is_stopping: Callable[[], bool] = bool
     """Tells whether the worker was asked to stop."""
     is_careful: bool = False
@@ -71,7 +69,7 @@ class Batch:
 
         Then the transaction of the claim is rolled back, not a savepoint: a round trip less.
         """
-        return len(self.rows) == 1 and not (self.keeps_more or self.is_careful or self.claim.parked)
+        return len(self.rows) == 1 and not (self.is_careful or self.claim.parked)
 
     @property
     def is_open(self) -> bool:
