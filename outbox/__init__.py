@@ -4,6 +4,7 @@ The map, in the order that data takes:
 
     events          typed payloads, their registry, decoding
     encoding        values as JSON text, and what cannot be stored
+    payloads        what is published, the event class can decode
     headers         outbox.context(): headers of every message of a transaction
     publisher       publish, publish_many, publish_raw: inside the business transaction
     message_log     append; the horizon; read a range

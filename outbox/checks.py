@@ -12,8 +12,8 @@ from django.conf import settings as django_settings
 from django.core import checks
 from django.db import OperationalError, connections, router
 
-from . import events, groups
-from .conf import ALLOWED, Settings
+from . import events, groups, payloads
+from .conf import ALLOWED, Settings, log_alias
 from .exceptions import did_you_mean
 from .sql import run_statement
 
@@ -137,6 +137,16 @@ def check_events(
     for event_type in events.all_event_types():
         try:
             events.decoder_of(event_type)
+            for field, kind in payloads.undecodable_fields(event_type):
+                found.append(
+                    checks.Error(
+                        f"Event {event_type.__module__}.{event_type.__qualname__}: {field} is of "
+                        f"type {kind}, which no payload can be decoded into.",
+                        hint="Use a type that msgspec knows, such as str, Decimal, UUID, a "
+                        "dataclass or a msgspec.Struct, and convert in the handler.",
+                        id="outbox.E010",
+                    )
+                )
         except (NameError, TypeError) as error:
             found.append(
                 checks.Error(
@@ -153,11 +163,7 @@ def check_vendor(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
     """E005: the database that messages are published to is not PostgreSQL."""
-    return _check_vendor(_default_alias())
-
-
-def _default_alias() -> str:
-    return router.db_for_write(apps.get_model("outbox", "Message"))
+    return _check_vendor(log_alias())
 
 
 def _check_vendor(alias: str) -> list[checks.CheckMessage]:
@@ -179,11 +185,12 @@ def check_database(
 ) -> list[checks.CheckMessage]:
     """E005: not PostgreSQL. E006: too old. E007: sequence cache. E008: trigger missing.
 
-    W009: the database cannot be reached. W013: `migrate` was forgotten.
+    W009: the database cannot be reached. W013: `migrate` was forgotten. W014: the router names a
+    database without a log.
 
     `manage.py check` looks at the database of the log also without --database; see `check_log`.
     """
-    default, is_check = _default_alias(), sys.argv[1:2] == ["check"]
+    default, is_check = log_alias(), sys.argv[1:2] == ["check"]
     found: list[checks.CheckMessage] = []
     for alias in databases or []:
         if not router.allow_migrate(alias, "outbox"):
@@ -198,7 +205,33 @@ def check_database(
                     id="outbox.W009",
                 )
             )
-    return found
+    return found + _check_route(default, list(databases or []))
+
+
+def _check_route(routed: str, databases: Sequence[str]) -> list[checks.CheckMessage]:
+    """Compare the database that messages are written to with those that have a log."""
+    aliases = [alias for alias in databases if connections[alias].vendor == "postgresql"]
+    if routed not in aliases or len(aliases) == 1:
+        return []
+    try:
+        with_log = [alias for alias in aliases if _has_log(alias)]
+    except OperationalError:
+        return []
+    if not with_log or routed in with_log:
+        return []
+    return [
+        checks.Warning(
+            f"Messages are written to database {routed!r}, which has no log; the log is in "
+            f"{', '.join(map(repr, with_log))}.",
+            hint=f"Let DATABASE_ROUTERS send the app 'outbox' to {with_log[0]!r}, or run manage.py "
+            f"migrate outbox --database {routed}.",
+            id="outbox.W014",
+        )
+    ]
+
+
+def _has_log(alias: str) -> bool:
+    return "outbox_message" in connections[alias].introspection.table_names()
 
 
 @checks.register("outbox")
@@ -211,7 +244,7 @@ def check_log(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[ch
     if sys.argv[1:2] != ["check"] or any(each.startswith("--database") for each in sys.argv):
         return []
     try:
-        return log_faults(_default_alias(), must_exist=True)
+        return log_faults(log_alias(), must_exist=True)
     except OperationalError:
         return []
 

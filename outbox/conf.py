@@ -15,6 +15,7 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
+from django.db import router
 
 from .exceptions import NotInstalled
 
@@ -116,6 +117,14 @@ def require_apps() -> None:
     for app in ("outbox", "pgtrigger"):
         if not apps.is_installed(app):
             raise NotInstalled(app=app)
+
+
+def log_alias(using: str | None = None) -> str:
+    """Return the alias of the database that has the log: `using`, or where the router writes it."""
+    try:
+        return using or router.db_for_write(apps.get_model("outbox", "Message"))
+    except LookupError:
+        raise NotInstalled(app="outbox") from None
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -150,6 +150,19 @@ Store the data elsewhere, and publish where it is."""
     reason: str
 
 
+class InvalidField(InvalidEvent):
+    """{event}.{field} holds {value!r}, which could not be read back: {reason}. Publish a value of \
+the declared type, or change the field's annotation."""
+
+    event: str
+    """The class of the event."""
+    field: str
+    """The path of the field: `lines[0].price`; empty when the reason names none."""
+    value: Any
+    """What JSON holds there."""
+    reason: str
+
+
 class InvalidGroup(OutboxError, ValueError):
     """A consumer group is declared wrongly."""
 

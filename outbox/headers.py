@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from django.apps import apps
-from django.db import router, transaction
+from django.db import transaction
 
 from . import database, events
+from .conf import log_alias
 from .encoding import encode
 from .exceptions import InvalidContext
 from .sql import run_statement
@@ -42,7 +42,7 @@ def context(*, using: str | None = None, **values: Any) -> Iterator[None]:
     if events.VERSION_HEADER in values:
         raise InvalidContext(name=events.VERSION_HEADER)
     encode({k: v for k, v in values.items() if not callable(v)}, "context")
-    alias = using or router.db_for_write(apps.get_model("outbox", "Message"))
+    alias = log_alias(using)
     carrier = _carrier_of(transaction.get_connection(alias))
     carrier.enter(values)
     try:

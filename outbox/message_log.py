@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 from django.db import OperationalError, connections
 
 from . import database, events
 from .encoding import encode
-from .exceptions import PayloadTooLarge, StreamConflict
+from .exceptions import OutboxError, PayloadTooLarge, StreamConflict
+from .payloads import payload_text
 from .sql import array, run_statement
 
 MOST_BYTES = 2**28 - 1
@@ -32,7 +34,7 @@ def append(draft: events.Draft, using: str) -> int:
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": _encode_payload(draft),
+        "payload": _encode_payload(draft, draft.type),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
     with connections[using].cursor() as cursor:
@@ -51,7 +53,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> t
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": encode(draft.payload, draft.type),
+        "payload": _encode_payload(draft, draft.type),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
         "expected": expected,
         "guarded": guarded_version(draft.channel, draft.key, using),
@@ -98,10 +100,6 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
         return [position for (position,) in cursor.fetchall()]
 
 
-def _free_parts(drafts: Sequence[events.Draft]) -> list[Any]:
-    return [part for draft in drafts for part in (draft.payload, draft.headers)]
-
-
 def horizon(
     using: str, channels: Iterable[str] | None = None, *, count_own_floor: bool = True
 ) -> int:
@@ -145,8 +143,8 @@ def read(
     return rows
 
 
-def _encode_payload(draft: events.Draft) -> str:
-    text = encode(draft.payload, draft.type)
+def _encode_payload(draft: events.Draft, name: str) -> str:
+    text = payload_text(draft.payload, name)
     # A character takes at most 4 bytes: nearly always its number is enough to know.
     if len(text) > MOST_BYTES // 4 and (size := len(text.encode())) > MOST_BYTES:
         raise PayloadTooLarge(name=draft.type, reason=f"it is {size // 10**6} MB of JSON")
@@ -154,20 +152,27 @@ def _encode_payload(draft: events.Draft) -> str:
 
 
 def _encode_batch(drafts: Sequence[events.Draft]) -> str:
-    text = encode(drafts, "batch", _free_parts(drafts))
-    if len(text) > MOST_BYTES // 4:
-        for index, draft in enumerate(drafts):
-            try:
-                _encode_payload(draft)
-            except PayloadTooLarge as error:
-                error.add_note(f"It is about batch[{index}].")
-                raise
-        if (size := len(text.encode())) > MOST_BYTES_OF_BATCH:
-            raise PayloadTooLarge(
-                f"The batch is {size // 10**6} MB of JSON, and a statement takes at most "
-                f"{MOST_BYTES_OF_BATCH // 10**6} MB: publish it in several calls."
-            )
+    text = encode(_with_payloads(drafts), "batch", [draft.headers for draft in drafts])
+    if len(text) > MOST_BYTES_OF_BATCH // 4 and (size := len(text.encode())) > MOST_BYTES_OF_BATCH:
+        raise PayloadTooLarge(
+            f"The batch is {size // 10**6} MB of JSON, and a statement takes at most "
+            f"{MOST_BYTES_OF_BATCH // 10**6} MB: publish it in several calls."
+        )
     return text
+
+
+def _with_payloads(drafts: Sequence[events.Draft]) -> list[events.Draft]:
+    """Return the drafts with their payloads encoded, so that each is encoded and checked once."""
+    encoded = []
+    for number, draft in enumerate(drafts):
+        try:
+            text = _encode_payload(draft, f"batch[{number}].payload")
+        except OutboxError as error:
+            error.add_note(f"It is about batch[{number}].")
+            raise
+        payload = msgspec.Raw(text.encode())
+        encoded.append(events.Draft(draft.channel, draft.type, payload, draft.key, draft.headers))
+    return encoded
 
 
 def _scalar(name: str, using: str) -> Any:

@@ -11,7 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, overload
 
+from django.db import router
+from django.db.models.signals import post_migrate
+from django.dispatch import receiver
+
 from . import events, groups, message_log
+from .conf import log_alias
+from .consuming import failures
 from .encoding import Key, encode, key_text
 from .groups import ConsumerGroup
 from .operations import tail
@@ -21,24 +27,38 @@ from .worker import Worker
 EventType = TypeVar("EventType")
 
 
-def drain(*chosen: ConsumerGroup | str, using: str = "default") -> int:
+def drain(*chosen: ConsumerGroup | str, using: str | None = None, raise_errors: bool = True) -> int:
     """Let groups handle what is pending; return how many messages they moved past.
 
     Without a group: all declared groups. Also sees what the surrounding transaction of a
     `TestCase` published. A message that failed and backs off is not waited for.
+
+    Raises the exception of the first handler that fails, and what makes a message undecodable,
+    after the failed attempt was recorded; with `raise_errors=False` the rest is handled instead.
     """
     worker = Worker(chosen or groups.all_groups(), using=using, count_own_floor=False)
-    while worker.drain():  # once more, for what the handlers published
-        pass
+    failed: list[failures.Failure] = []
+    token = failures.watcher.set(failed.append)
+    try:
+        before = -1
+        while worker.handled > before:  # once more, for what the handlers published
+            before = worker.handled
+            while worker.run_once() is not None:
+                if failed and raise_errors:
+                    raise failed[0].error
+    finally:
+        failures.watcher.reset(token)
     return worker.handled
 
 
-def published(using: str = "default") -> Published:
+def published(using: str | None = None) -> Published:
     """Return what is in the log, a list in order; in a test that is what the test published.
+
+    What data migrations published is left out, if this module was imported before they ran.
 
     As a context manager, `with published() as messages:`, only what the block published.
     """
-    return Published(using)
+    return Published(log_alias(using))
 
 
 def isolated_groups(*, empty: bool = False) -> contextlib.AbstractContextManager[None]:
@@ -50,12 +70,25 @@ def isolated_groups(*, empty: bool = False) -> contextlib.AbstractContextManager
     return groups.isolated(empty=empty)
 
 
+_prepared: dict[str, int] = {}
+"""Alias -> highest position that was stored when its database was migrated or flushed."""
+
+
+@receiver(post_migrate, dispatch_uid="outbox.testing")
+def _note_prepared(sender: Any, using: str, **kwargs: Any) -> None:
+    """Note what data migrations published, which no test did."""
+    if sender.label == "outbox" and router.allow_migrate(using, "outbox"):
+        log = sender.get_model("Message").objects.using(using)
+        highest = log.order_by("-position").values_list("position", flat=True).first()
+        _prepared[using] = highest or 0
+
+
 class Published(Sequence[StoredMessage]):
     """Messages of the log, in order; it looks again at every use until its block ends."""
 
     def __init__(self, using: str) -> None:
         self._using = using
-        self._after = 0
+        self._after = _prepared.get(using, 0)
         self._kept: list[StoredMessage] | None = None
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from django.db import Error, connections, transaction
 
 from . import database, message_log, outages
 from . import groups as group_registry
-from .conf import settings
+from .conf import log_alias, settings
 from .consuming import cursors, leased, outcomes, transactional
 from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
@@ -47,7 +47,8 @@ DELIVERIES: dict[str, Delivery] = {"exactly_once": transactional, "at_least_once
 class Worker:
     """Handles the messages of some groups, a batch at a time, in one database.
 
-    `groups`: the groups or their names. `using`: the database alias. `batch_size`: most
+    `groups`: the groups or their names. `using`: the database alias; by
+    default the one the router writes messages to. `batch_size`: most
     messages in a batch; the setting `BATCH_SIZE` when left out. `wakeups`: how to wait;
     by default as the settings say. `count_own_floor`: see `message_log.horizon`.
     `each_turn`: called at every turn of the loop, also while there is nothing to do.
@@ -57,14 +58,14 @@ class Worker:
         self,
         groups: Sequence[ConsumerGroup | str],
         *,
-        using: str = "default",
+        using: str | None = None,
         batch_size: int | None = None,
         wakeups: Wakeups | None = None,
         count_own_floor: bool = True,
         each_turn: Callable[[], object] | None = None,
     ) -> None:
         self.groups = [group_registry.get(g) if isinstance(g, str) else g for g in groups]
-        self.using = using
+        self.using = using = log_alias(using)
         self.limits = BatchLimits(batch_size or settings().batch_size, settings().batch_bytes)
         self.wakeups = wakeups or Wakeups(self.groups, using)
         self.count_own_floor = count_own_floor

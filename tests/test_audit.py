@@ -11,9 +11,8 @@ from outbox.exceptions import UnknownGroup
 from outbox.models import Message
 from outbox.operations import redrives, replay, scaling
 from outbox.operations.audit import audit
-from outbox.testing import drain
 from tests.support import failing
-from tests.support.harness import Background, Gate, worker
+from tests.support.harness import Background, Gate, drain, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_orders
 

@@ -65,6 +65,7 @@ WHOLE = [0, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, -(2**64), 10**30, 10**400]
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("in_atomic")
 @pytest.mark.parametrize("number", WHOLE, ids=lambda number: f"{len(str(number))} digits")
 def test_integers_beyond_64_bits_are_stored_and_read_as_they_are(number):
     """In a plain payload, and in an event's field."""

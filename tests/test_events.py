@@ -32,7 +32,7 @@ from outbox.exceptions import (
 )
 from outbox.models import Message
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("in_atomic")]
 
 
 class Color(enum.Enum):

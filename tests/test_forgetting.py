@@ -9,7 +9,8 @@ from outbox.exceptions import InvalidGroup, UnknownGroup
 from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import status
 from outbox.operations.forgetting import forget
-from outbox.testing import drain, isolated_groups
+from outbox.testing import isolated_groups
+from tests.support.harness import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -10,9 +10,8 @@ from django.db import DatabaseError, connection, transaction
 
 import outbox
 from outbox.operations.grants import RIGHTS, grants
-from outbox.testing import drain
 from outbox.worker import Worker
-from tests.support.harness import handled
+from tests.support.harness import drain, handled
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -343,6 +343,7 @@ def test_the_same_declaration_twice_is_one_group(declare):
 
 
 @pytest.mark.django_db
+@pytest.mark.usefixtures("in_atomic")
 def test_a_type_without_handler_is_skipped_and_counted(witness):
     """Types that nobody handles are moved past and counted; they hold nothing up."""
     seen = witness("groups-partial", "orders").of(OrderShipped)

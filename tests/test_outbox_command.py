@@ -17,9 +17,8 @@ from outbox.management.verbs import VERBS
 from outbox.management.verbs.printer import WIDTH, Printer
 from outbox.models import Cursor, OperatorAction
 from outbox.operations import pauses
-from outbox.testing import drain
 from tests.shop import consumers
-from tests.support.harness import Background, execute, handled, insert, worker
+from tests.support.harness import Background, drain, execute, handled, insert, worker
 from tests.support.processes import manage, start_manage, wait_until
 from tests.support.publishing import publish as publish_trouble
 from tests.support.publishing import publish_orders

@@ -22,7 +22,7 @@ from outbox.exceptions import (
 from outbox.models import Message
 from tests.shop.events import OrderPlaced, PackingRequested, PaymentTaken
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("in_atomic")]
 
 EVENT = OrderPlaced(order_id=1)
 PUBLISHING = [

@@ -18,13 +18,12 @@ from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
 from outbox.operations import replay
 from outbox.operations.audit import audit
 from outbox.operations.status import describe
-from outbox.testing import drain
 from outbox.worker import Worker
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault, Order
 from tests.support import flight_log
-from tests.support.harness import Background, execute, handled, insert, last_position
+from tests.support.harness import Background, drain, execute, handled, insert, last_position
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -10,11 +10,10 @@ import outbox
 from outbox.models import Cursor, Message
 from outbox.operations.audit import audit
 from outbox.operations.status import describe
-from outbox.testing import drain
 from outbox.worker import Worker
 from tests.shop.models import Effect
 from tests.support import flight_log
-from tests.support.harness import Background, handled
+from tests.support.harness import Background, drain, handled
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

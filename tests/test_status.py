@@ -18,11 +18,10 @@ from outbox.exceptions import UnknownGroup
 from outbox.models import Cursor, Message
 from outbox.operations import pauses, replay, scaling, status
 from outbox.operations.sessions import worker_sessions
-from outbox.testing import drain
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Fault
-from tests.support.harness import Background, Gate, backend, execute, insert, worker
+from tests.support.harness import Background, Gate, backend, drain, execute, insert, worker
 from tests.support.processes import manage, wait_until
 from tests.support.publishing import publish_orders
 

@@ -9,8 +9,9 @@ from django.db import transaction
 from django.test import TestCase
 
 import outbox
-from outbox.models import Message
-from outbox.testing import drain, published
+from outbox.exceptions import UndecodableMessage
+from outbox.models import Cursor, Message
+from outbox.testing import drain, isolated_groups, published
 from tests.shop.events import OrderPlaced, PaymentTaken
 from tests.shop.models import Effect
 from tests.support.harness import handled
@@ -21,6 +22,10 @@ def place_order(order_id=1, note=""):
     """The business code under test."""
     with transaction.atomic():
         return outbox.publish(OrderPlaced(order_id=order_id, note=note), headers={"actor": "web"})
+
+
+def fail(event, message):
+    raise ZeroDivisionError("division by zero")
 
 
 class InsideATestCase(TestCase):
@@ -69,7 +74,8 @@ class InsideATestCase(TestCase):
         """By event class or type name, channel, key and payload; of a mapping, the given keys."""
         place_order(1, note="a")
         place_order(2, note="b")
-        outbox.publish(PaymentTaken(order_id=1))
+        with transaction.atomic():
+            outbox.publish(PaymentTaken(order_id=1))
         found = published()
 
         assert len(found.matching(OrderPlaced)) == len(found.matching("OrderPlaced")) == 2
@@ -81,14 +87,16 @@ class InsideATestCase(TestCase):
 
     def test_values_are_compared_as_in_json(self):
         """A Decimal is text there, a tuple a list."""
-        outbox.publish_raw("prices", "Changed", {"price": Decimal("9.90"), "sizes": (1, 2)})
+        with transaction.atomic():
+            outbox.publish_raw("prices", "Changed", {"price": Decimal("9.90"), "sizes": (1, 2)})
 
         assert published().one(payload={"price": Decimal("9.90"), "sizes": (1, 2)})
 
     def test_events_come_back_decoded(self):
         """They are equal to those that were published."""
         place_order(1)
-        outbox.publish(PaymentTaken(order_id=1))
+        with transaction.atomic():
+            outbox.publish(PaymentTaken(order_id=1))
 
         assert published().events_of(PaymentTaken) == [PaymentTaken(order_id=1)]
 
@@ -108,6 +116,50 @@ class InsideATestCase(TestCase):
         assert drain("billing") == 2
         assert handled("billing") == positions
         assert drain("billing") == 0
+
+    def test_a_forgotten_atomic_is_found(self):
+        """The block of the test case is not the code's own, as with Django's durable=True."""
+        for publish in (
+            lambda: outbox.publish(OrderPlaced(order_id=1)),
+            lambda: outbox.publish_many([OrderPlaced(order_id=1)]),
+            lambda: outbox.publish_raw("orders", "OrderPlaced", {}),
+        ):
+            with self.assertRaises(outbox.TransactionRequired):
+                publish()
+        with transaction.atomic():
+            publish()
+
+        assert len(published()) == 1
+
+    def test_drain_raises_what_a_handler_raises(self):
+        """The exception itself, so that the test fails where the handler did."""
+        with isolated_groups():
+            group = outbox.ConsumerGroup("failing", channels=["orders"])
+            group.handler(OrderPlaced)(fail)
+            place_order(1)
+            with self.assertRaisesRegex(ZeroDivisionError, "division"):
+                drain(group)
+
+        assert Cursor.objects.get(group="failing").attempts == 1
+
+    def test_drain_can_go_on_after_an_error(self):
+        """With raise_errors=False the other ranges are drained, and the failed one backs off."""
+        with isolated_groups():
+            group = outbox.ConsumerGroup("failing", channels=["orders", "payments"])
+            group.handler(OrderPlaced)(fail)
+            group.handler(PaymentTaken)(lambda event, message: None)
+            place_order(1)
+            with transaction.atomic():
+                outbox.publish(PaymentTaken(order_id=1))
+
+            assert drain(group, raise_errors=False) == 1
+
+    def test_drain_raises_what_makes_a_message_undecodable(self):
+        """A payload that no longer fits its class is an error like a handler's."""
+        with transaction.atomic():
+            outbox.publish_raw("orders", "OrderPlaced", {"order_id": "seventeen"})
+        with self.assertRaises(UndecodableMessage):
+            drain("billing")
 
     def test_drain_follows_messages_that_handlers_publish(self):
         """Without a group all declared ones are drained, until nothing is left."""

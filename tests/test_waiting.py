@@ -14,10 +14,9 @@ from outbox.consuming.cursors import register
 from outbox.exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from outbox.models import Cursor
 from outbox.operations import replay
-from outbox.testing import drain
 from tests.shop import consumers
 from tests.shop.models import Effect, Fault
-from tests.support.harness import Background, Gate, execute, insert, worker
+from tests.support.harness import Background, Gate, drain, execute, insert, worker
 from tests.support.processes import start_process, wait_until
 from tests.support.publishing import publish_order
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 from django.core.exceptions import FieldError
-from django.db import connections, models, transaction
+from django.db import connections, models, router, transaction
 from django.db.models.expressions import RawSQL
 
 from .. import message_log
@@ -52,7 +52,7 @@ def run(
     chunk_size: int = 1000,
     restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    using: str = "default",
+    using: str | None = None,
 ) -> int:
     """Store a message for each row of a captured model; return how many there are in all.
 
@@ -62,10 +62,11 @@ def run(
     `where`: Django lookups that choose rows, such as `{"active": True}`. `channel`: needed when
     the model is captured in several. `chunk_size`: most rows in a transaction. `restart`: begin
     anew instead of going on. `progress`: called after each chunk. `using`: the database alias;
-    must not be in a transaction.
+    by default the one the router writes the model to. It must not be in a transaction.
 
     Raises InvalidSnapshot.
     """
+    using = using or router.db_for_write(model)
     if connections[using].in_atomic_block:
         raise InvalidSnapshot("A snapshot commits after each chunk: call it outside atomic().")
     trigger = _trigger(model, channel, using)

@@ -13,6 +13,7 @@ import logging
 from django.db import Error, connections, transaction
 
 from .. import database, groups, message_log
+from ..conf import log_alias
 from ..events import Message
 from ..exceptions import SessionEnded, WorkerDied
 from ..groups import ConsumerGroup
@@ -77,7 +78,7 @@ def _write_undone(batch: Batch, is_lost: bool) -> Outcome | None:
 
 
 def record_dead_process(
-    cursor_id: int, position: int, reason: str, *, pid: int | None = None, using: str = "default"
+    cursor_id: int, position: int, reason: str, *, pid: int | None = None, using: str | None = None
 ) -> bool:
     """Count a failed attempt of the message that a process was handling when it died.
 
@@ -87,6 +88,7 @@ def record_dead_process(
     The group does not give up on it while another message may be the cause: at the first death in a
     batch handler, after which its messages are handled one by one, and while earlier ones wait.
     """
+    using = log_alias(using)
     with transaction.atomic(using=using):
         claim, holder = cursors.lock(cursor_id, using) or (None, None)
         message = None if claim is None else _message_at(claim, position, using)

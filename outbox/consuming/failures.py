@@ -12,6 +12,8 @@ import dataclasses
 import datetime
 import logging
 import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal
 
@@ -36,6 +38,9 @@ TRACEBACK_LENGTH = 20000
 """Characters of a traceback that are kept, from its end."""
 LONGEST_DELAY = 365 * 86400.0
 """Seconds until the next attempt, at most."""
+
+watcher: ContextVar[Callable[[Failure], None] | None] = ContextVar("watcher", default=None)
+"""Called at once with each failure; `outbox.testing.drain` raises what it notes."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
 """Seconds between two tries while no message is blamed; they double."""
@@ -135,6 +140,8 @@ def cause_of(error: BaseException) -> BaseException:
 
 def report(failure: Failure, using: str) -> None:
     """Log a failure now, and send its signals when the current transaction has committed."""
+    if (watch := watcher.get()) is not None:
+        watch(failure)
     _log(failure)
     if failure.verdict != "wait":
         transaction.on_commit(partial(_send, failure), using=using)

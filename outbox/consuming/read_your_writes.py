@@ -17,7 +17,7 @@ from django.db import connections
 
 from .. import groups as group_registry
 from .. import message_log
-from ..conf import settings
+from ..conf import log_alias, settings
 from ..database import Listener, is_pooled, is_same_database
 from ..exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
 from ..groups import ConsumerGroup
@@ -29,7 +29,7 @@ FIRST_WAIT = 0.005
 
 
 def wait_for(
-    group: ConsumerGroup | str, position: int, timeout: float = 10.0, *, using: str = "default"
+    group: ConsumerGroup | str, position: int, timeout: float = 10.0, *, using: str | None = None
 ) -> bool:
     """Wait until a group has handled every message up to `position`; tell whether it has.
 
@@ -38,6 +38,7 @@ def wait_for(
 
     Raises WaitInTransaction inside `atomic()`, and UnknownGroup.
     """
+    using = log_alias(using)
     name = known_group(group, using)
     _refuse_transaction(name, using)
     if _has_handled(name, position, using):
@@ -58,7 +59,7 @@ def wait_for(
 
 @contextlib.contextmanager
 def caught_up(
-    *groups: ConsumerGroup | str, timeout: float = 10.0, using: str = "default"
+    *groups: ConsumerGroup | str, timeout: float = 10.0, using: str | None = None
 ) -> Iterator[None]:
     """At the end of the block wait until the groups have handled what was published in it.
 
@@ -68,6 +69,7 @@ def caught_up(
 
     Raises NotCaughtUp at the timeout, WaitInTransaction inside `atomic()`, and UnknownGroup.
     """
+    using = log_alias(using)
     names = [known_group(group, using) for group in groups]
     for name in names:
         _refuse_transaction(name, using)

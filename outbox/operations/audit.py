@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from django.db import connections
 
+from ..conf import log_alias
 from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import SLOTS
 from ..groups import ConsumerGroup
@@ -61,8 +62,9 @@ class _Range(NamedTuple):
     messages: int
 
 
-def audit(group: ConsumerGroup | str, using: str = "default") -> Audit:
+def audit(group: ConsumerGroup | str, using: str | None = None) -> Audit:
     """Return the account of a group since its last reset; raises UnknownGroup."""
+    using = log_alias(using)
     name = known_group(group, using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "audit_ranges", {"group": name})

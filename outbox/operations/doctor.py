@@ -10,7 +10,7 @@ from typing import Any, Literal
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from .. import database, groups
-from ..conf import settings
+from ..conf import log_alias, settings
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
 from .sessions import floor_holders, see_horizon, worker_sessions
@@ -41,8 +41,9 @@ class Finding:
     """What to do; empty when all is well."""
 
 
-def examine(using: str = "default") -> list[Finding]:
+def examine(using: str | None = None) -> list[Finding]:
     """Return the finding of every check, in a fixed order."""
+    using = log_alias(using)
     if connections[using].vendor != "postgresql":
         vendor = connections[using].vendor
         fix = "Route the app 'outbox' to a PostgreSQL database."

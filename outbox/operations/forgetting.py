@@ -10,6 +10,7 @@ import dataclasses
 
 from django.db import connections, transaction
 
+from ..conf import log_alias
 from ..consuming import cursor_rows
 from ..consuming.cursor_rows import CursorRow, known_group
 from ..exceptions import InvalidGroup
@@ -37,7 +38,7 @@ def forget(
     channel: str | None = None,
     reason: str = "",
     execute: bool = True,
-    using: str = "default",
+    using: str | None = None,
 ) -> list[Forgotten]:
     """Delete the cursors and parked messages of a group, and return what there was by channel.
 
@@ -47,6 +48,7 @@ def forget(
 
     Raises UnknownGroup, and InvalidGroup for a channel in which the group has nothing.
     """
+    using = log_alias(using)
     name = known_group(group, using)
     with transaction.atomic(using=using):
         rows = _rows(name, channel, using, lock=execute)

@@ -5,6 +5,7 @@ The statements are printed and not run: who may do what is the database administ
 
 from __future__ import annotations
 
+from ..conf import log_alias
 from ..sql import scalar
 
 READ = [
@@ -39,13 +40,13 @@ RIGHTS: dict[str, list[tuple[str, str]]] = {
 """Kind of role -> its rights, each with the table, or the sequence, of the log's schema."""
 
 
-def grants(kind: str, role: str, using: str = "default") -> list[str]:
+def grants(kind: str, role: str, using: str | None = None) -> list[str]:
     """Return the statements that give a database role the rights of a kind of role.
 
     `kind`: "publisher", "consumer", "operator" or "reader". A role may be of several kinds: a
     consumer whose handlers publish is a publisher, too.
     """
-    schema = _quoted(scalar("log_schema", using))
+    schema = _quoted(scalar("log_schema", log_alias(using)))
     statements = [f"GRANT USAGE ON SCHEMA {schema} TO {_quoted(role)};"]
     for rights, table in RIGHTS[kind]:
         target = table.format(schema=schema) if table is POSITIONS else f"{schema}.{table}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from django.db import connections, transaction
 
+from ..conf import log_alias
 from ..consuming.cursor_rows import CursorRow, known_group
 from ..exceptions import InvalidPause
 from ..groups import ConsumerGroup
@@ -26,7 +27,7 @@ def pause(
     until: datetime.datetime | None = None,
     channels: Iterable[str] | None = None,
     reason: str = "",
-    using: str = "default",
+    using: str | None = None,
 ) -> list[CursorRow]:
     """Let a group rest and return its cursors as they were; waits for the batches in hand.
 
@@ -34,6 +35,7 @@ def pause(
 
     Raises InvalidPause, InvalidReset for an unknown channel, and UnknownGroup.
     """
+    using = log_alias(using)
     if until is not None and (until.tzinfo is None or until <= scalar("read_clock", using)):
         raise InvalidPause(until=until.isoformat())
     end = min(until or FOREVER, FOREVER)
@@ -51,12 +53,13 @@ def resume(
     *,
     channels: Iterable[str] | None = None,
     reason: str = "",
-    using: str = "default",
+    using: str | None = None,
 ) -> list[CursorRow]:
     """Let a paused group go on and return the cursors that were paused, as they were.
 
     `channels`: only these. Raises InvalidReset for an unknown channel, and UnknownGroup.
     """
+    using = log_alias(using)
     with transaction.atomic(using=using):
         now = scalar("read_clock", using)
         held = cursor_locks.hold(group, channels, using)

@@ -13,6 +13,7 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 
 from .. import database, groups
+from ..conf import log_alias
 from ..consuming import failures, outcomes, parked_messages, transactional
 from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import Claim
@@ -61,12 +62,13 @@ class Discarded:
 
 
 def list_parked(
-    group: ConsumerGroup | str, *, key: str | None = None, using: str = "default"
+    group: ConsumerGroup | str, *, key: str | None = None, using: str | None = None
 ) -> QuerySet[ParkedMessage]:
     """Return the parked messages of a group, or of one of its keys, in position order.
 
     Raises UnknownGroup.
     """
+    using = log_alias(using)
     name = known_group(group, using)
     parked = ParkedMessage.objects.using(using).filter(group=name).order_by("position")
     return parked if key is None else parked.filter(key=key)
@@ -80,7 +82,7 @@ def redrive(
     everything: bool = False,
     limit: int | None = None,
     dry_run: bool = False,
-    using: str = "default",
+    using: str | None = None,
 ) -> Redriven:
     """Handle parked messages in this process, in order, each in a transaction of its own.
 
@@ -91,6 +93,7 @@ def redrive(
     A message that fails again stays where it is, with its error, and nothing behind it is tried.
     Safe while workers and other redrives run. Raises NotParked when the selection is empty.
     """
+    using = log_alias(using)
     the_group = groups.get(group) if isinstance(group, str) else group
     selected = _select(the_group.name, key, position, everything, using)
     if dry_run:
@@ -119,12 +122,13 @@ def discard(
     *,
     reason: str,
     actor: str | None = None,
-    using: str = "default",
+    using: str | None = None,
 ) -> Discarded:
     """Drop a parked message for good and record who did so and why.
 
     `actor`: who; as `actions.actor()` when left out. Raises NotParked.
     """
+    using = log_alias(using)
     parked = _parked_at(group if isinstance(group, str) else group.name, position, using)
     queue = _queue_of(parked)
     old = {

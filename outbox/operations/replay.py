@@ -16,6 +16,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from .. import message_log
+from ..conf import log_alias
 from ..consuming.cursor_rows import CursorRow, known_group
 from ..exceptions import InvalidReset, InvalidSkip
 from ..groups import ConsumerGroup
@@ -56,7 +57,7 @@ def reset(
     to_group: ConsumerGroup | str | None = None,
     places: Sequence[Place] | None = None,
     channels: Iterable[str] | None = None,
-    using: str = "default",
+    using: str | None = None,
     execute: bool = True,
     reason: str = "",
 ) -> list[Move]:
@@ -70,6 +71,7 @@ def reset(
 
     Raises InvalidReset and UnknownGroup.
     """
+    using = log_alias(using)
     scenario = Scenario(using)
     target = scenario.choose(
         position=position,
@@ -92,12 +94,13 @@ def reset(
 
 
 def skip(
-    group: ConsumerGroup | str, position: int, *, reason: str, using: str = "default"
+    group: ConsumerGroup | str, position: int, *, reason: str, using: str | None = None
 ) -> CursorRow:
     """Move the range of a message past it, unhandled; return the cursor as it was.
 
     Only the next message of its range can be skipped. Raises InvalidSkip and UnknownGroup.
     """
+    using = log_alias(using)
     name = known_group(group, using)
     horizon = message_log.horizon(using)
     with transaction.atomic(using=using):

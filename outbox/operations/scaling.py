@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from django.db import DatabaseError, connections, transaction
 
+from ..conf import log_alias
 from ..consuming import cursors
 from ..exceptions import InvalidGroup, ScaleUnfinished
 from ..groups import MOST_RANGES, ConsumerGroup
@@ -67,7 +68,7 @@ def scale(
     to: int,
     *,
     channel: str | None = None,
-    using: str = "default",
+    using: str | None = None,
     timeout: float | None = 60.0,
 ) -> list[Range]:
     """Give a group `to` ranges of nearly equal size, in one channel or in each of its channels.
@@ -78,6 +79,7 @@ def scale(
 
     Raises InvalidGroup for a wrong `to` or `channel`, and ScaleUnfinished at the timeout.
     """
+    using = log_alias(using)
     if not 1 <= to <= MOST_RANGES:
         raise InvalidGroup(f"A group can have 1 to {MOST_RANGES} ranges in a channel, not {to}.")
     name = _known(group, using)
@@ -97,9 +99,10 @@ def scale(
 
 
 def describe(
-    group: ConsumerGroup | str, *, channel: str | None = None, using: str = "default"
+    group: ConsumerGroup | str, *, channel: str | None = None, using: str | None = None
 ) -> list[Range]:
     """Return the ranges of a group, by channel and slot; raises InvalidGroup as `scale` does."""
+    using = log_alias(using)
     name = _known(group, using)
     parameters: dict[str, Any] = {
         "group": name,

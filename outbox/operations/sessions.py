@@ -8,6 +8,7 @@ import datetime
 from django.db import connections
 
 from .. import message_log
+from ..conf import log_alias
 from ..sql import one_row, run_statement, with_zones
 
 PREFIX = "outbox:"
@@ -94,29 +95,32 @@ class SnapshotSession:
     query: str
 
 
-def oldest_snapshot(using: str = "default") -> SnapshotSession | None:
+def oldest_snapshot(using: str | None = None) -> SnapshotSession | None:
     """Return the other session with the oldest snapshot; None when there is none to be seen."""
-    row = one_row("oldest_snapshot", using)
+    row = one_row("oldest_snapshot", log_alias(using))
     return None if row is None else SnapshotSession(*row)
 
 
-def worker_sessions(using: str = "default") -> list[Session]:
+def worker_sessions(using: str | None = None) -> list[Session]:
     """Return the connected workers, by process id."""
+    using = log_alias(using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "see_workers")
         rows = cursor.fetchall()
     return [Session(*with_zones(row)) for row in rows]
 
 
-def floor_holders(using: str = "default") -> list[Holder]:
+def floor_holders(using: str | None = None) -> list[Holder]:
     """Return who holds a floor, the lowest first and of equal ones the oldest first."""
+    using = log_alias(using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "see_floors")
         return [Holder(*with_zones(row)) for row in cursor.fetchall()]
 
 
-def see_horizon(using: str = "default") -> HorizonStatus:
+def see_horizon(using: str | None = None) -> HorizonStatus:
     """Return the horizon, and who holds it back."""
+    using = log_alias(using)
     holders = floor_holders(using)
     head = message_log.last_position(using)
     held_by = holders[0] if holders and holders[0].floor < head else None

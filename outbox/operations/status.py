@@ -12,6 +12,7 @@ from typing import Any
 from django.db import connections
 
 from .. import groups, message_log
+from ..conf import log_alias
 from ..consuming.cursor_rows import known_group
 from ..exceptions import UnknownGroup
 from ..groups import ConsumerGroup
@@ -79,8 +80,9 @@ class Description:
     channel; empty for a group that is not declared."""
 
 
-def list_groups(using: str = "default") -> list[GroupStatus]:
+def list_groups(using: str | None = None) -> list[GroupStatus]:
     """Return the state of every group that has a cursor, by name."""
+    using = log_alias(using)
     sessions, horizon = worker_sessions(using), see_horizon(using)
     ranges = read_ranges(None, sessions, horizon, LAG_BUDGET, using)
     head = message_log.last_position(using)
@@ -89,12 +91,13 @@ def list_groups(using: str = "default") -> list[GroupStatus]:
 
 
 def describe(
-    group: ConsumerGroup | str, using: str = "default", *, lag_budget: int = LAG_BUDGET
+    group: ConsumerGroup | str, using: str | None = None, *, lag_budget: int = LAG_BUDGET
 ) -> Description:
     """Return all about one group; raises UnknownGroup.
 
     `lag_budget`: pending messages that are counted, over all of its cursors.
     """
+    using = log_alias(using)
     name = known_group(group, using)
     sessions, horizon = worker_sessions(using), see_horizon(using)
     ranges = read_ranges(name, sessions, horizon, lag_budget, using)
@@ -146,13 +149,14 @@ def check(
     lag: int | None = None,
     lag_seconds: float | None = None,
     parked: int | None = None,
-    using: str = "default",
+    using: str | None = None,
 ) -> tuple[GroupStatus, list[str]]:
     """Return the state of a group and a sentence for each threshold that it is past.
 
     `lag`: messages; `lag_seconds`: age of the oldest pending one; `parked`: parked messages.
     None: no threshold. Raises UnknownGroup.
     """
+    using = log_alias(using)
     # A group that left the code raises no alarm: no worker can bring its lag down.
     budget = LAG_BUDGET if lag is None else max(LAG_BUDGET, lag + 1)
     state = describe(group, using, lag_budget=budget).summary

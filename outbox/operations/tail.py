@@ -16,6 +16,7 @@ from django.db import connections
 
 from .. import groups, message_log
 from ..checks import published_types
+from ..conf import log_alias
 from ..exceptions import UnknownChannel, UnknownType, did_you_mean
 from ..sql import run_statement
 from .reset_targets import Scenario
@@ -49,8 +50,9 @@ class Filter:
     type: str | None = None
 
 
-def check_names(chosen: Filter, using: str = "default") -> None:
+def check_names(chosen: Filter, using: str | None = None) -> None:
     """Raise UnknownChannel or UnknownType for a name that neither the code nor the log has."""
+    using = log_alias(using)
     published = published_types()
     for group in groups.all_groups():
         for name in group.channels:
@@ -67,14 +69,16 @@ def check_names(chosen: Filter, using: str = "default") -> None:
         raise UnknownType(type=kind, suggestion=did_you_mean(kind, types))
 
 
-def latest(chosen: Filter, most: int, using: str = "default") -> tuple[list[StoredMessage], int]:
+def latest(chosen: Filter, most: int, using: str | None = None) -> tuple[list[StoredMessage], int]:
     """Return the last `most` messages in order, and the position up to which was looked."""
+    using = log_alias(using)
     horizon = message_log.horizon(using)
     return _read("read_log_end", chosen, 0, horizon, most, using)[::-1], horizon
 
 
-def read(chosen: Filter, after: int, using: str = "default") -> Iterator[StoredMessage]:
+def read(chosen: Filter, after: int, using: str | None = None) -> Iterator[StoredMessage]:
     """Yield the messages after a position, up to the horizon at the beginning."""
+    using = log_alias(using)
     horizon = message_log.horizon(using)
     while True:
         messages = _read("read_log", chosen, after, horizon, CHUNK, using)
@@ -84,8 +88,9 @@ def read(chosen: Filter, after: int, using: str = "default") -> Iterator[StoredM
         after = messages[-1].position
 
 
-def follow(chosen: Filter, after: int, using: str = "default") -> Iterator[StoredMessage]:
+def follow(chosen: Filter, after: int, using: str | None = None) -> Iterator[StoredMessage]:
     """Yield the messages after a position, and new ones as they come, for ever."""
+    using = log_alias(using)
     while True:
         horizon = message_log.horizon(using)
         messages = _read("read_log", chosen, after, horizon, CHUNK, using)
@@ -102,16 +107,18 @@ def text_of(payload: Any) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
 
 
-def visible(after: int, using: str = "default") -> list[StoredMessage]:
+def visible(after: int, using: str | None = None) -> list[StoredMessage]:
     """Return all messages after a position, also those above the horizon; for tests."""
+    using = log_alias(using)
     return _read("read_log", Filter(), after, EVERYTHING, EVERYTHING, using)
 
 
-def position_of(start: str | int | datetime.datetime, using: str = "default") -> int:
+def position_of(start: str | int | datetime.datetime, using: str | None = None) -> int:
     """Return the position after which to read: "earliest", "latest", from a position, from a time.
 
     A position includes its message. Raises InvalidReset for a time without zone.
     """
+    using = log_alias(using)
     scenario = Scenario(using)
     if isinstance(start, int):
         return start - 1

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from django.db import DatabaseError, connections
 
+from ..conf import log_alias
 from ..consuming import crashes
 from ..consuming import in_flight as in_hand
 from ..consuming.in_flight import InHand, State
@@ -109,11 +110,12 @@ class Supervisor:
         command: Sequence[str],
         processes: int,
         *,
-        using: str = "default",
+        using: str | None = None,
         grace: float = 30.0,
         is_drain: bool = False,
         heartbeat_file: Path | None = None,
     ) -> None:
+        using = log_alias(using)
         self.command = list(command)
         self.using = using
         self.grace = grace

@@ -12,6 +12,7 @@ from typing import Literal
 from django.db import connections, transaction
 
 from .. import message_log
+from ..conf import log_alias
 from ..sql import one_row, run_statement, scalar
 from . import log_lock
 
@@ -40,8 +41,9 @@ class Segment:
     """Full (the positions are all drawn), current, ahead, or the default segment."""
 
 
-def list_segments(using: str = "default") -> list[Segment]:
+def list_segments(using: str | None = None) -> list[Segment]:
     """Return the segments in the order of their positions, the default one last."""
+    using = log_alias(using)
     head = message_log.last_position(using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "see_segments")
@@ -53,17 +55,19 @@ def count_ahead(segments: list[Segment]) -> int:
     return sum(segment.use == "ahead" for segment in segments)
 
 
-def has_strays(using: str = "default") -> bool:
+def has_strays(using: str | None = None) -> bool:
     """Tell whether the default segment holds messages."""
+    using = log_alias(using)
     return bool(scalar("has_strays", using))
 
 
-def create_ahead(count: int, using: str = "default", size: int | None = None) -> list[Segment]:
+def create_ahead(count: int, using: str | None = None, size: int | None = None) -> list[Segment]:
     """Add segments until `count` are ahead of the head, and return the new ones.
 
     `size`: positions in each; as in the last segment when left out. A table is made beside the
     log and attached, which publishers do not wait for. Raises LogIsBusy.
     """
+    using = log_alias(using)
     present = list_segments(using)
     head = message_log.last_position(using)
     lower, last_size = _after(present, head)

@@ -9,9 +9,10 @@ from typing import Any
 from django.db import OperationalError
 
 from .. import database, message_log
+from ..conf import log_alias
 from ..encoding import Key
 from ..exceptions import StreamConflict
-from ..publisher import log_alias, writable_alias
+from ..publisher import writable_alias
 from ..sql import scalar
 from .stream import stream
 

@@ -9,9 +9,9 @@ from typing import Any
 from django.db import connections
 
 from .. import events
+from ..conf import log_alias
 from ..encoding import Key, key_text
 from ..exceptions import InvalidStream
-from ..publisher import log_alias
 from ..sql import run_statement, scalar
 
 CHUNK = 1000

@@ -10,7 +10,6 @@ from django.db.models import F
 
 import outbox
 from outbox.models import Message
-from outbox.testing import drain
 from tests.library.models import (
     Author,
     Book,
@@ -26,7 +25,7 @@ from tests.library.models import (
     Shelf,
 )
 from tests.support.captured import changes, operations, run_sql, stored
-from tests.support.harness import copy_in, execute
+from tests.support.harness import copy_in, drain, execute
 from tests.support.processes import run_code
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -20,7 +20,7 @@ from django.test.utils import isolate_apps
 import outbox
 from outbox import events
 from outbox.changes import row_images
-from outbox.testing import drain, published
+from outbox.testing import published
 from tests.library.models import (
     AbstractParent,
     Author,
@@ -36,6 +36,7 @@ from tests.library.models import (
     Specimen,
 )
 from tests.support.captured import changes, run_sql, stored
+from tests.support.harness import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

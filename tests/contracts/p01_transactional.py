@@ -8,10 +8,9 @@ from django.db import DatabaseError, IntegrityError, transaction
 
 import outbox
 from outbox.models import Message
-from outbox.testing import drain
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Order, OrderLine
-from tests.support.harness import backend, execute, handled, insert, stored, terminate
+from tests.support.harness import backend, drain, execute, handled, insert, stored, terminate
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -10,7 +10,6 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.models import Message
-from outbox.testing import drain
 from tests.shop.events import Countdown, OrderPlaced
 from tests.shop.gates import GATES, gate_key
 from tests.support.harness import (
@@ -19,6 +18,7 @@ from tests.support.harness import (
     backend,
     copy_in,
     cursor_of,
+    drain,
     execute,
     exhaust,
     floors,

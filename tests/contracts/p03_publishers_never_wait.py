@@ -9,10 +9,10 @@ import pytest
 from django.db import connection, transaction
 
 import outbox
-from outbox.testing import drain
 from tests.shop.events import OrderPlaced
 from tests.support.harness import (
     backend,
+    drain,
     execute,
     exhaust,
     handled,

@@ -7,12 +7,12 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 
 import outbox
-from outbox.testing import drain
 from tests.shop.consumers import Broken
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault
 from tests.support.harness import (
     cursor_of,
+    drain,
     due_now,
     execute,
     exhaust,

@@ -10,10 +10,9 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.models import Cursor, Message
-from outbox.testing import drain
 from tests.shop.events import OrderPlaced, OrderShipped
 from tests.shop.models import Effect, Fault
-from tests.support.harness import due_now, exhaust, handled, insert, stored, value, worker
+from tests.support.harness import drain, due_now, exhaust, handled, insert, stored, value, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_order
 

@@ -9,10 +9,9 @@ from django.utils import timezone
 
 import outbox
 from outbox.models import Cursor
-from outbox.testing import drain
 from tests.shop.events import PaymentTaken
 from tests.shop.models import Fault
-from tests.support.harness import cursor_of, exhaust, handled, stored, worker
+from tests.support.harness import cursor_of, drain, exhaust, handled, stored, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_orders
 

@@ -4,8 +4,7 @@ import pytest
 from django.core.management import call_command
 
 from outbox.models import Cursor
-from outbox.testing import drain
-from tests.support.harness import cursor_of, execute, handled, insert, stored, worker
+from tests.support.harness import cursor_of, drain, execute, handled, insert, stored, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_orders
 

@@ -6,11 +6,10 @@ from django.db import DatabaseError, connection, transaction
 
 import outbox
 from outbox.models import Message
-from outbox.testing import drain
 from tests.shop.consumers import bulk_groups
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Fault
-from tests.support.harness import DRIVER_ERROR, copy_in, execute, insert, stored, value
+from tests.support.harness import DRIVER_ERROR, copy_in, drain, execute, insert, stored, value
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 
 import outbox
 from outbox.testing import isolated_groups
@@ -28,6 +28,17 @@ def connect(transactional_db: None) -> Iterator[Callable[[], Any]]:
     for session in opened:
         with contextlib.suppress(driver.Error):
             session.close()
+
+
+@pytest.fixture
+def in_atomic(request, db):
+    """The test is an atomic() block of the code, inside the block of the test case; a test with
+    real commits makes its own."""
+    if request.node.get_closest_marker("django_db").kwargs.get("transaction"):
+        yield
+        return
+    with transaction.atomic():
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import outbox
-from outbox.testing import drain, isolated_groups
+from outbox.testing import isolated_groups
+from tests.support.harness import drain
 
 
 class Witness:

@@ -22,6 +22,7 @@ from django.db import DatabaseError, OperationalError, connections
 from django.utils import autoreload
 
 from ... import groups, message_log
+from ...conf import log_alias
 from ...consuming import crashes, in_flight
 from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
@@ -36,15 +37,16 @@ from ...worker import Worker
 logger = logging.getLogger("outbox.worker")
 
 
+LOG_ALIAS = "database alias; by default the one that the router writes messages to"
+
+
 class Command(BaseCommand):
     help = "Handle the messages of consumer groups until stopped."
     is_command_line = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("groups", nargs="+", metavar="GROUP", help="consumer groups")
-        parser.add_argument(
-            "--database", default="default", choices=list(connections), help="database alias"
-        )
+        parser.add_argument("--database", choices=list(connections), help=LOG_ALIAS)
         add = parser.add_argument_group("how long").add_argument
         add("--drain", action="store_true", help="handle what is in the log now and exit")
         add("--max-messages", type=positive, metavar="N", help="exit after that many messages")
@@ -74,6 +76,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the workers; ends with an exit code other than 0 by SystemExit or CommandError."""
         show_log(options["verbosity"])
+        options["database"] = log_alias(options["database"])
         is_reloading = self._check(options)
         if is_reloading:
             autoreload.run_with_reloader(self._end_process, options)

@@ -45,7 +45,9 @@ class Command(BaseCommand):
         common = ArgumentParser(add_help=False)
         common.add_argument("--json", action="store_true", help="write JSON for programs")
         common.add_argument(
-            "--database", default="default", choices=list(connections), help="database alias"
+            "--database",
+            choices=list(connections),
+            help="database alias; by default the one that the router writes messages to",
         )
         verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
         for verb in VERBS:
@@ -62,10 +64,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, verb: str, **options: Any) -> None:
         """Run the verb; errors become exit codes."""
-        (chosen,) = (each for each in VERBS if each.name == verb)
+        (verb_,) = (each() for each in VERBS if each.name == verb)
         printer = Printer(self.stdout, self.stderr, self.style, options["json"])
         try:
-            chosen().run(printer, options)
+            options["database"] = verb_.database(options)
+            verb_.run(printer, options)
         except MISUSES as error:
             raise CommandError(str(error), returncode=ExitCode.USAGE) from error
         except OutboxError as error:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from django.apps import apps
+from django.db import models, router
 
 from ...changes import snapshot
 from ...exceptions import InvalidSnapshot
@@ -34,12 +35,13 @@ class TakeSnapshot(Verb):
             "--restart", action="store_true", help="discard the progress and begin again"
         )
 
+    def database(self, options: dict[str, Any]) -> str:
+        """Return the alias of the database: --database, else where the router writes the model."""
+        return options["database"] or router.db_for_write(_model(options))
+
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write how many messages there are; how far it is, to stderr."""
-        try:
-            model = apps.get_model(options["model"])
-        except (LookupError, ValueError) as error:
-            raise InvalidSnapshot(f"{options['model']!r} is no model: {error}") from error
+        model = _model(options)
 
         def tell(progress: snapshot.Progress) -> None:
             of = f" of about {progress.total:,} rows" if progress.total else ""
@@ -58,3 +60,10 @@ class TakeSnapshot(Verb):
             printer.json({"model": options["model"], "emitted": emitted})
         else:
             printer.line(f"{emitted} messages of {options['model']}")
+
+
+def _model(options: dict[str, Any]) -> type[models.Model]:
+    try:
+        return apps.get_model(options["model"])
+    except (LookupError, ValueError) as error:
+        raise InvalidSnapshot(f"{options['model']!r} is no model: {error}") from error

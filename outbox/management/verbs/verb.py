@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_duration
 
-from ...conf import is_number
+from ...conf import is_number, log_alias
 from ...processes.exit_codes import ExitCode
 from .printer import Printer
 
@@ -24,6 +24,10 @@ class Verb:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments beyond --json and --database."""
+
+    def database(self, options: dict[str, Any]) -> str:
+        """Return the alias of the database: --database, else where the router writes messages."""
+        return log_alias(options["database"])
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Do it; raises CommandError with the exit code when that is not 0."""
