@@ -8,7 +8,8 @@ The map, in the order that data takes:
     headers         outbox.context(): headers of every message of a transaction
     publisher       publish, publish_many, publish_raw: inside the business transaction
     message_log     append; the horizon; read a range
-    triggers        the floor, the NOTIFY, the append-only rule
+    positions       whether sequence, log and cursors agree
+    triggers        the floor, the NOTIFY, the append-only rule, the check of cursors
     groups          consumer groups and their handlers
     retry           when a failed message is tried again
     worker          the loop: claim, dispatch, commit; `run_once` is the page to read first

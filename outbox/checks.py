@@ -12,7 +12,7 @@ from django.conf import settings as django_settings
 from django.core import checks
 from django.db import OperationalError, connections, router
 
-from . import events, groups, payloads
+from . import events, groups, payloads, positions
 from .conf import ALLOWED, Settings, log_alias
 from .exceptions import did_you_mean
 from .sql import run_statement
@@ -186,7 +186,8 @@ def check_database(
     """E005: not PostgreSQL. E006: too old. E007: sequence cache. E008: trigger missing.
 
     W009: the database cannot be reached. W013: `migrate` was forgotten. W014: the router names a
-    database without a log.
+    database without a log. E011: a cursor above the
+    sequence, or a sequence below the log.
 
     `manage.py check` looks at the database of the log also without --database; see `check_log`.
     """
@@ -297,4 +298,15 @@ def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMess
                 id="outbox.E008",
             )
         )
-    return found
+    return found if cache is None else [*found, *_check_positions(alias)]
+
+
+def _check_positions(alias: str) -> list[checks.CheckMessage]:
+    faults = positions.find_faults(alias)
+    return [
+        checks.Error(_sentence(fault.detail), hint=fault.fix, id="outbox.E011") for fault in faults
+    ]
+
+
+def _sentence(detail: str) -> str:
+    return f"{detail[0].upper()}{detail[1:]}."

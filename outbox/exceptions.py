@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import ProgrammingError
+from django.db import IntegrityError, ProgrammingError
 from django.utils.connection import ConnectionDoesNotExist
 
 
@@ -288,6 +288,21 @@ declares it, name it in {group}.ignores(), or choose on_unknown="skip"."""
 
 class ConnectionLost(OutboxError):
     """The connection to the database was lost."""
+
+
+class ImpossiblePosition(OutboxError):
+    """Positions disagree, as after a restore or a logical upgrade: {detail}. Run this SQL in the \
+database, then start again: {fix}"""
+
+    detail: str
+    fix: str
+
+
+class PositionTaken(OutboxError, IntegrityError):
+    """The log has a row at the next position of its sequence: the sequence is behind the log, as \
+after a restore or a logical upgrade. Run this SQL in the database: {fix}"""
+
+    fix: str
 
 
 class StaleClaim(OutboxError):

@@ -7,15 +7,16 @@ of a transaction that commits in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
-from django.db import OperationalError, connections
+from django.db import IntegrityError, OperationalError, connections
 
-from . import database, events
+from . import database, events, positions
 from .encoding import encode
-from .exceptions import OutboxError, PayloadTooLarge, StreamConflict
+from .exceptions import OutboxError, PayloadTooLarge, PositionTaken, StreamConflict
 from .payloads import payload_text
 from .sql import array, run_statement
 
@@ -28,6 +29,17 @@ Row = tuple[int, str | None, str, str, str, str]
 """Position, key, type, and payload, headers and time of publication as text."""
 
 
+class LogState(NamedTuple):
+    """The log at one moment."""
+
+    log: str
+    """Which log it is: another text after TRUNCATE, and on another server."""
+    last_position: int
+    """The highest position drawn so far."""
+    horizon: int
+    """The highest position at or below which nothing can appear any more."""
+
+
 def append(draft: events.Draft, using: str) -> int:
     """Store one message in the current transaction and return its position."""
     parameters = {
@@ -37,7 +49,7 @@ def append(draft: events.Draft, using: str) -> int:
         "payload": _encode_payload(draft, draft.type),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
-    with connections[using].cursor() as cursor:
+    with connections[using].cursor() as cursor, _explained():
         run_statement(cursor, "append_message", parameters)
         return int(cursor.fetchone()[0])
 
@@ -60,7 +72,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> t
     }
     conflict: dict[str, Any] = {"channel": draft.channel, "key": draft.key, "expected": expected}
     try:
-        with connections[using].cursor() as cursor:
+        with connections[using].cursor() as cursor, _explained():
             run_statement(cursor, "append_to_stream", parameters)
             position, version = cursor.fetchone()
     except OperationalError as error:
@@ -95,9 +107,24 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
         "messages": _encode_batch(drafts),
         "channels": array({draft.channel for draft in drafts}),
     }
-    with connections[using].cursor() as cursor:
+    with connections[using].cursor() as cursor, _explained():
         run_statement(cursor, "append_messages", parameters)
         return [position for (position,) in cursor.fetchall()]
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say why a position is taken: the sequence is behind the log."""
+    try:
+        yield
+    except IntegrityError as error:
+        diagnosis = getattr(error.__cause__, "diag", None)
+        table = getattr(diagnosis, "table_name", None) or ""
+        if getattr(diagnosis, "sqlstate", None) != "23505" or not table.startswith(
+            "outbox_message"
+        ):
+            raise
+        raise PositionTaken(fix=positions.MEND) from error
 
 
 def horizon(
@@ -115,6 +142,14 @@ def horizon(
     with connections[using].cursor() as cursor:
         run_statement(cursor, "read_horizon_of", parameters)
         return int(cursor.fetchone()[0])
+
+
+def read_state(using: str, channels: Iterable[str], *, count_own_floor: bool = True) -> LogState:
+    """Return the horizon, and what tells whether an earlier one still counts; as `horizon`."""
+    parameters = {"channels": array(channels), "without_own": not count_own_floor}
+    with connections[using].cursor() as cursor:
+        run_statement(cursor, "read_log_state", parameters)
+        return LogState(*cursor.fetchone())
 
 
 def last_position(using: str) -> int:

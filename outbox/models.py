@@ -137,6 +137,7 @@ class Cursor(LogModel):
                 name="outbox_cursor_slots",
             ),
         ]
+        triggers = [triggers.CHECK_POSITION]
 
     def __str__(self) -> str:
         return f"{self.group} {self.channel} {self.slot_from}-{self.slot_to} at {self.position}"

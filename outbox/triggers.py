@@ -1,4 +1,4 @@
-"""The triggers of the log, managed by django-pgtrigger.
+"""The triggers of the log and of its cursors, managed by django-pgtrigger.
 
 Each executes a function of its own that the migrations create (`migrations/sql`). So they
 cannot be switched off by `pgtrigger.ignore()`: without a floor a reader could skip messages.
@@ -26,7 +26,7 @@ class LogTriggerSql(compiler.UpsertTriggerSql):
 
 
 class LogTrigger(pgtrigger.Trigger):
-    """A statement trigger of the log that executes the SQL function `executes`."""
+    """A trigger, by default of a statement, that executes the SQL function `executes`."""
 
     level = pgtrigger.Statement
 
@@ -67,4 +67,11 @@ APPEND_ONLY = LogTrigger(
     executes="outbox_forbid_changes",
     when=pgtrigger.Before,
     operation=pgtrigger.Update | pgtrigger.Delete | pgtrigger.Truncate,
+)
+CHECK_POSITION = LogTrigger(
+    name="check_position",
+    executes="outbox_check_cursor",
+    level=pgtrigger.Row,
+    when=pgtrigger.Before,
+    operation=pgtrigger.Insert | pgtrigger.UpdateOf("position"),  # type: ignore[no-untyped-call]
 )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from django.db import Error, connections, transaction
 
-from . import database, message_log, outages
+from . import database, message_log, outages, positions
 from . import groups as group_registry
 from .conf import log_alias, settings
 from .consuming import cursors, leased, outcomes, transactional
@@ -79,6 +79,7 @@ class Worker:
         """During a drain, the last position that it handles."""
         self._is_registered = False
         self._raw: Any = None
+        self._log: message_log.LogState | None = None
         self._settled_at = 0
         self._idle = IdleRanges()
         self._turns = list(self.groups)
@@ -93,6 +94,10 @@ class Worker:
 
         None when nothing is pending; 0 when the next message failed and its range backs off.
         """
+        connections[self.using].ensure_connection()
+        if connections[self.using].connection is not self._raw:
+            self._forget_session()
+            self._raw = connections[self.using].connection
         if not self._is_registered:
             self.register()
         database.close_broken_connections(keep={self.using, self.wakeups.alias})
@@ -150,8 +155,9 @@ class Worker:
         return moved
 
     def register(self) -> None:
-        """Create the cursors that the groups lack."""
+        """Create the cursors that the groups lack; raises ImpossiblePosition."""
         cursors.register(self.groups, self.using)
+        positions.refuse_faults(self.using)
         self._is_registered = True
 
     def drain(self, max_messages: int | None = None) -> int:
@@ -265,23 +271,32 @@ class Worker:
         return groups + who
 
     def _read_horizon(self) -> None:
-        if self._raw is None:
-            connections[self.using].ensure_connection()
-            self._raw = connections[self.using].connection
-        self.horizon = message_log.horizon(
+        state = message_log.read_state(
             self.using, self.wakeups.channels, count_own_floor=self.count_own_floor
         )
+        if (known := self._log) and (
+            state.log != known.log or state.last_position < known.last_position
+        ):
+            self._forget_positions()
+            cursors.register(self.groups, self.using, log_was_emptied=True)
+            positions.refuse_faults(self.using)
+        self._log = state
+        self.horizon = state.horizon
         if self._last_position is not None:
             self.horizon = min(self.horizon, self._last_position)
-        self._idle.look(self.horizon, self.using)
+        self._idle.look(self.horizon, self.using, state.log)
         if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
             cursors.settle(self._idle, self.using)
             self._settled_at = self.horizon
 
     def _forget_session(self) -> None:
         """Forget what was learnt from a session: a crash may take the sequence back."""
-        self._raw = None
+        self._raw = self._log = None
+        self._is_registered = False
+        self._forget_positions()
+        self.wakeups.close()
+
+    def _forget_positions(self) -> None:
         self._horizon_is_used_up = True
         self.horizon = self._settled_at = 0
         self._idle = IdleRanges()
-        self.wakeups.close()

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections, transaction
 
 import outbox
@@ -104,11 +105,22 @@ def test_a_disabled_trigger_fails(session, function):
     try:
         found = finding("triggers")
     finally:
-        execute(session, f"ALTER TABLE outbox_message ENABLE TRIGGER {name}")
+        execute(session, f"ALTER TABLE ONLY outbox_message ENABLE ALWAYS TRIGGER {name}")
 
     assert found.level == "fail"
     assert function in found.detail
-    assert "pgtrigger enable" in found.fix
+    assert "pgtrigger install" in found.fix
+
+
+def test_a_trigger_that_leaves_out_role_replica_is_a_warning(session):
+    """`pgtrigger enable` takes ENABLE ALWAYS from the log's triggers; the fix gives it back."""
+    call_command("pgtrigger", "enable", "outbox.Message:take_floor")
+    found = finding("triggers")
+    execute(session, found.fix)
+
+    assert found.level == "warn"
+    assert "pgtrigger_take_floor" in found.detail
+    assert finding("triggers").level == "ok"
 
 
 def test_an_unguarded_segment_fails(session):

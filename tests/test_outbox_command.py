@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command, load_command_class
-from django.db import transaction
+from django.db import connection, transaction
 
 import outbox
+from outbox import message_log
 from outbox.consuming.cursors import register
 from outbox.management.verbs import VERBS
 from outbox.management.verbs.printer import WIDTH, Printer
@@ -167,11 +168,14 @@ def test_every_command_in_the_docs_is_accepted():
 def test_a_screenful_of_groups_fits_into_100_columns(capsys):
     """Even with long names and large numbers; the names are cut for it."""
     register([consumers.billing, consumers.shipping], "default")
+    before = message_log.last_position("default")
+    execute(connection, "SELECT setval('outbox_message_position_seq', 1234567890)")
     Cursor.objects.filter(group="shipping").update(
         group="a-group-with-a-name-that-is-rather-long-and-goes-on-and-on", position=1234567890
     )
     publish_orders(3)
     output, _ = run("groups")
+    execute(connection, "SELECT setval('outbox_message_position_seq', %s)", before)
     header, *lines = output.splitlines()
 
     assert max(map(len, output.splitlines())) <= WIDTH
@@ -256,7 +260,7 @@ def test_exit_code_3_tells_that_a_check_failed():
     """A threshold that is past, an audit that fails; 0 otherwise."""
     publish_orders(3)
     register([consumers.billing], "default")
-    Cursor.objects.filter(group="billing").update(position=10**6)
+    Cursor.objects.filter(group="billing").update(position=message_log.last_position("default"))
     publish_orders(0)
 
     assert run("check", "shipping", "--lag", 3)

@@ -98,14 +98,16 @@ _state = operator.attrgetter("generation", "lease_token", "position", "attempts"
 _decode_claim = msgspec.json.Decoder(Claim).decode
 
 
-def register(groups: Iterable[ConsumerGroup], using: str) -> None:
+def register(groups: Iterable[ConsumerGroup], using: str, *, log_was_emptied: bool = False) -> None:
     """Create the cursors of groups that have none yet in one of their channels.
 
     A group that starts at "latest" begins at the horizon, so that a message whose
-    transaction is still open is not lost to it.
+    transaction is still open is not lost to it. `log_was_emptied`: the groups had cursors and lost
+    them with the log, so all messages that are there are new to them.
     """
     for group in groups:
-        position = message_log.horizon(using, group.channels) if group.start == "latest" else 0
+        is_latest = group.start == "latest" and not log_was_emptied
+        position = message_log.horizon(using, group.channels) if is_latest else 0
         for channel in group.channels:
             _register_channel(group, channel, position, using)
 

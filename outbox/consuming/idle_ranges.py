@@ -19,10 +19,15 @@ LONGEST_LOOK = 100_000
 
 
 class IdleRanges:
-    """Ranges without a message up to `horizon`, by the ids of their cursors."""
+    """Ranges without a message up to `horizon` of `log`, by the ids of their cursors.
+
+    `log`: which log that is; "" before the first `look`. One session's knowledge: a server that
+    crashed may hand out the same positions again.
+    """
 
     def __init__(self) -> None:
         self.horizon = 0
+        self.log = ""
         self._ranges: dict[int, tuple[int, str, int, int]] = {}
 
     def __len__(self) -> int:
@@ -35,10 +40,15 @@ class IdleRanges:
     def parameters(self) -> dict[str, str]:
         """Return ids and generations for the statements."""
         generations = (generation for generation, *_ in self._ranges.values())
-        return {"idle_ids": array(self._ranges), "idle_generations": array(generations)}
+        return {
+            "idle_ids": array(self._ranges),
+            "idle_generations": array(generations),
+            "log": self.log,
+        }
 
-    def look(self, horizon: int, using: str) -> None:
+    def look(self, horizon: int, using: str, log: str = "") -> None:
         """Move on to a new horizon; forget the ranges that have a message up to it."""
+        self.log = log
         if horizon <= self.horizon:
             return
         if horizon - self.horizon > LONGEST_LOOK:

@@ -295,7 +295,7 @@ class Migration(migrations.Migration):
                 sql=outbox.triggers.LogTriggerSql(
                     execute="outbox_take_floor()",
                     func="",
-                    hash="6234d74b9c9e5c8271f0698d65dfe0ed5c6b6e33",
+                    hash="78820c1cc127204f07d0534adfab9abf7711efd3",
                     level="STATEMENT",
                     operation="INSERT",
                     pgid="pgtrigger_take_floor_8b656",
@@ -311,7 +311,7 @@ class Migration(migrations.Migration):
                 sql=outbox.triggers.LogTriggerSql(
                     execute="outbox_check_positions_and_notify()",
                     func="",
-                    hash="cd5c043ddc1c1af15d9636421d538be8c6e73695",
+                    hash="fbddd7b776a60fcc35e7eca8478164d8ee77b80d",
                     level="STATEMENT",
                     operation="INSERT",
                     pgid="pgtrigger_check_positions_and_notify_1c8fe",
@@ -328,11 +328,26 @@ class Migration(migrations.Migration):
                 sql=outbox.triggers.LogTriggerSql(
                     execute="outbox_forbid_changes()",
                     func="",
-                    hash="dffc52368ead3b141bbfc78ecac064a0fde85696",
+                    hash="7bae238d1f4ca337e97483ee181bea3342e74565",
                     level="STATEMENT",
                     operation="UPDATE OR DELETE OR TRUNCATE",
                     pgid="pgtrigger_append_only_3348c",
                     table="outbox_message",
+                    when="BEFORE",
+                ),
+            ),
+        ),
+        pgtrigger.migrations.AddTrigger(
+            model_name="cursor",
+            trigger=pgtrigger.compiler.Trigger(
+                name="check_position",
+                sql=outbox.triggers.LogTriggerSql(
+                    execute="outbox_check_cursor()",
+                    func="",
+                    hash="33504ddda074ffc9da93663c4ce88cd95b70d450",
+                    operation='INSERT OR UPDATE OF "position"',
+                    pgid="pgtrigger_check_position_411b6",
+                    table="outbox_cursor",
                     when="BEFORE",
                 ),
             ),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 
-from .. import database, groups
+from .. import database, groups, positions
 from ..conf import log_alias, settings
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
@@ -102,15 +102,29 @@ def _sequence(using: str) -> Answer:
     return "fail", f"its cache is {cache}: readers skip messages", fix
 
 
+def _positions(using: str) -> Answer:
+    faults = positions.find_faults(using)
+    if not faults:
+        return "ok", "sequence, log and cursors agree", ""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return "fail", faults[0].detail + more, faults[0].fix
+
+
 def _triggers(using: str) -> Answer:
     _, _, missing = one_row("describe_log", using) or (None, None, [])
     if missing:
-        fix = "Run `manage.py pgtrigger install` and `manage.py pgtrigger enable`."
+        fix = "Run `manage.py pgtrigger install`; `pgtrigger enable` leaves out role replica."
         return "fail", f"missing or disabled: {', '.join(missing)}", fix
     bare = [each.name for each in segments.list_segments(using) if not each.guarded]
     if bare:
-        fix = f"ALTER TABLE {bare[0]} ENABLE TRIGGER outbox_segment_guard;"
-        return "fail", f"outbox_segment_guard is missing or disabled on {', '.join(bare)}", fix
+        fix = (
+            f"ALTER TABLE {bare[0]} ENABLE TRIGGER outbox_segment_guard, "
+            "ENABLE REPLICA TRIGGER outbox_segment_floor;"
+        )
+        detail = "outbox_segment_guard or outbox_segment_floor is missing or disabled"
+        return "fail", f"{detail} on {', '.join(bare)}", fix
+    if partial := positions.origin_triggers(using):
+        return "warn", *partial
     return "ok", "present and enabled", ""
 
 
@@ -254,6 +268,7 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "primary": _primary,
     "isolation": _isolation,
     "sequence": _sequence,
+    "positions": _positions,
     "triggers": _triggers,
     "pooler": _pooler,
     "listen": _listen,

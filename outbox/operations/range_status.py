@@ -14,6 +14,7 @@ from typing import Literal
 
 from django.db import connections
 
+from .. import positions
 from ..conf import settings
 from ..consuming.outcomes import RATE_SECONDS
 from ..groups import ConsumerGroup, all_groups
@@ -25,7 +26,15 @@ LEAST_BOUND = 1000
 """Pending messages that are counted for a cursor in any case."""
 
 Status = Literal[
-    "undeclared", "ok", "behind", "replaying", "paused", "failing", "stalled", "stopped"
+    "undeclared",
+    "ok",
+    "behind",
+    "replaying",
+    "paused",
+    "failing",
+    "stalled",
+    "stopped",
+    "invalid",
 ]
 SEVERITY: tuple[Status, ...] = (
     "undeclared",
@@ -36,6 +45,7 @@ SEVERITY: tuple[Status, ...] = (
     "failing",
     "stalled",
     "stopped",
+    "invalid",
 )
 """A group has the last of these that one of its ranges has."""
 
@@ -128,6 +138,7 @@ class RangeRow:
     is_bound: bool
     oldest: datetime.datetime | None
     now: datetime.datetime
+    last_position: int
 
 
 def _range(
@@ -174,6 +185,9 @@ def _judge(
     row: RangeRow, owner: str, sessions: Sequence[Session], patience: float
 ) -> tuple[Status, str]:
     """Return the status of a range and why it is so."""
+    if row.position > row.last_position:
+        place = row.group, row.channel, row.position, row.last_position
+        return "invalid", f"{positions.cursor_detail(*place)}. Run this SQL: {positions.MEND}"
     if why := _undeclared(row.group, row.channel):
         return "undeclared", why
     if row.paused_until is not None and row.paused_until > row.now:

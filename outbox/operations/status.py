@@ -153,6 +153,8 @@ def check(
 ) -> tuple[GroupStatus, list[str]]:
     """Return the state of a group and a sentence for each threshold that it is past.
 
+    An invalid cursor is past every threshold.
+
     `lag`: messages; `lag_seconds`: age of the oldest pending one; `parked`: parked messages.
     None: no threshold. Raises UnknownGroup.
     """
@@ -166,6 +168,8 @@ def check(
         for name, limit in limits.items()
         if limit is not None and state.status != "undeclared" and getattr(state, name) > limit
     ]
+    if state.status == "invalid":
+        past.insert(0, state.why)
     return state, past
 
 

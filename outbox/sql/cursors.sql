@@ -30,10 +30,12 @@ SELECT DISTINCT channel FROM outbox_cursor WHERE "group" = %(group)s ORDER BY ch
 -- name: claim_batch
 -- Locks one cursor row until commit and skips locked ones; the search for its messages walks
 -- outbox_message_by_channel. Idle ranges come first, then the claim with its first message.
+-- A horizon of a log that was emptied meanwhile counts as 0.
 SELECT *
 FROM outbox_claim(
-    %(groups)s, %(channels)s, %(horizon)s, %(idle_ids)s, %(idle_generations)s, %(most)s,
-    %(most_bytes)s
+    %(groups)s, %(channels)s,
+    CASE WHEN %(log)s IN ('', outbox_log_identity_v1()) THEN %(horizon)s ELSE 0 END,
+    %(idle_ids)s, %(idle_generations)s, %(most)s, %(most_bytes)s
 )
 
 -- name: advance_cursor
@@ -45,7 +47,8 @@ SELECT outbox_advance_v1(
 )
 
 -- name: settle_cursors
--- Locks the cursors it moves, which are known to be idle, and skips locked ones.
+-- Locks the cursors it moves, which are known to be idle, and skips locked ones. Moves none when the
+-- log was emptied since that was learnt.
 UPDATE outbox_cursor
 SET position = %(horizon)s, seen_position = GREATEST(seen_position, %(horizon)s)
 WHERE id IN (
@@ -55,6 +58,7 @@ WHERE id IN (
         SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
     )
       AND c.position < %(horizon)s::bigint - %(idle_gap)s
+      AND outbox_log_identity_v1() = %(log)s
       AND outbox_batch_limit(c, %(horizon)s) = %(horizon)s
     FOR UPDATE SKIP LOCKED
 )

@@ -8,18 +8,46 @@ SELECT
      WHERE seqrelid = to_regclass('outbox_message_position_seq')),
     ARRAY(
         SELECT needed.function
-        FROM unnest(
-            ARRAY['outbox_take_floor', 'outbox_check_positions_and_notify', 'outbox_forbid_changes']
-        ) AS needed (function)
+        FROM (VALUES
+            ('outbox_take_floor', 'outbox_message'),
+            ('outbox_check_positions_and_notify', 'outbox_message'),
+            ('outbox_forbid_changes', 'outbox_message'),
+            ('outbox_check_cursor', 'outbox_cursor')
+        ) AS needed (function, relation)
         WHERE NOT EXISTS (
             SELECT
             FROM pg_trigger
             JOIN pg_proc ON pg_proc.oid = tgfoid
-            WHERE tgrelid = to_regclass('outbox_message')
+            WHERE tgrelid = to_regclass(needed.relation)
               AND proname = needed.function
               AND tgenabled IN ('O', 'A')
         )
     )
+
+-- name: see_last_positions
+-- One step from the end of the primary key of each segment. The sequence is read after the snapshot
+-- is taken, so it is never behind a row or cursor that the snapshot holds.
+SELECT outbox_last_position(), (SELECT max(position) FROM outbox_message)
+
+-- name: see_cursors_above
+-- Reads the few cursor rows.
+SELECT c."group", c.channel, c.position, outbox_last_position()
+FROM outbox_cursor AS c
+WHERE c.position > outbox_last_position()
+ORDER BY c."group", c.channel, c.slot_from
+
+-- name: mend_positions
+-- For operators: locks the log against publishers, and the cursor rows that it moves.
+SELECT outbox_mend_positions()
+
+-- name: list_origin_triggers
+-- Reads the catalog: triggers that should fire in every session_replication_role, and do not.
+SELECT array_agg(tgname::text ORDER BY tgname)
+FROM pg_trigger
+JOIN pg_proc ON pg_proc.oid = tgfoid
+WHERE tgrelid = to_regclass('outbox_message')
+  AND proname IN ('outbox_take_floor', 'outbox_check_positions_and_notify')
+  AND tgenabled = 'O'
 
 -- name: server_text
 -- Which server this is.

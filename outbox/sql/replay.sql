@@ -1,10 +1,13 @@
 -- Changes from outside: reset, skip, pause.
 
 -- name: move_cursor
+-- A cursor that has seen more than there is was restored: nothing of this log has been seen.
 -- Under lock_cursors; a batch or lease from before is refused by generation and token.
 UPDATE outbox_cursor
 SET position = %(position)s,
     base_position = %(position)s,
+    seen_position = CASE WHEN seen_position > outbox_last_position() THEN %(position)s
+                         ELSE seen_position END,
     generation = generation + 1,
     processed = 0,
     skipped = 0,

@@ -8,12 +8,11 @@ SELECT
     (bounds.of)[2]::bigint,
     GREATEST(child.reltuples::bigint, pg_stat_get_live_tuples(child.oid), 0),
     pg_total_relation_size(child.oid),
-    EXISTS (
-        SELECT
+    2 = (
+        SELECT count(*)
         FROM pg_trigger
         WHERE tgrelid = child.oid
-          AND tgname = 'outbox_segment_guard'
-          AND tgenabled IN ('O', 'A')
+          AND (tgname, tgenabled) IN (('outbox_segment_guard', 'O'), ('outbox_segment_floor', 'R'))
     )
 FROM pg_inherits
 JOIN pg_class AS child ON child.oid = inhrelid

@@ -6,7 +6,7 @@ SELECT
     id, "group", channel, slot_from, slot_to, position, seen_position, generation, processed,
     skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
     served_at, updated_at, rate, backlog.messages, backlog.is_bound, backlog.oldest,
-    clock_timestamp() AS now
+    clock_timestamp() AS now, outbox_last_position() AS last_position
 FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(
     channel, position, slot_from, slot_to,

@@ -409,7 +409,7 @@ def test_a_disabled_trigger_is_refused_by_a_check(altered, session):
             if not any(found.level >= checks.ERROR for found in messages_of_checks()):
                 silent.append(name)
         finally:
-            execute(session, f'ALTER TABLE outbox_message ENABLE TRIGGER "{name}"')
+            execute(session, f'ALTER TABLE ONLY outbox_message ENABLE ALWAYS TRIGGER "{name}"')
 
     assert triggers
     assert silent == []

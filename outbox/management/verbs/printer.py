@@ -27,7 +27,7 @@ _CONTROL = re.compile(_CONTROLS)
 _COLOURED_OR_CONTROL = re.compile(rf"(\x1b\[[0-9;]+m[a-z]+ *\x1b\[0m)|{_CONTROLS}")
 
 GOOD = ("ok",)
-BAD = ("failing", "stalled", "stopped", "fail")
+BAD = ("failing", "stalled", "stopped", "invalid", "fail")
 
 
 class Printer:

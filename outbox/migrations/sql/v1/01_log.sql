@@ -65,7 +65,9 @@ END
 $$;
 
 -- Add the segment of the positions from lower (inclusive) to upper (exclusive). The parent's
--- statement triggers do not fire for a statement that names a segment; the guard refuses it.
+-- statement triggers do not fire for a statement that names a segment; the guard refuses it. With
+-- session_replication_role = replica a subscription copies rows into segments: there the guard is
+-- silent, and the insert holds a floor instead.
 CREATE FUNCTION outbox_create_segment(lower bigint, upper bigint) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
@@ -82,9 +84,11 @@ BEGIN
         'FOR EACH STATEMENT EXECUTE FUNCTION outbox_forbid_changes()',
         segment
     );
+    EXECUTE format(
+        'CREATE TRIGGER outbox_segment_floor BEFORE INSERT ON %1$I '
+        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_take_floor(); '
+        'ALTER TABLE %1$I ENABLE REPLICA TRIGGER outbox_segment_floor',
+        segment
+    );
 END
 $$;
-
-SELECT outbox_create_segment(NULL, NULL);
-SELECT outbox_create_segment(n * 10000000 + CASE n WHEN 0 THEN 1 ELSE 0 END, (n + 1) * 10000000)
-FROM generate_series(0::bigint, 7) AS n;

@@ -54,6 +54,9 @@ DECLARE
     taken text := '';
     ignored text;
 BEGIN
+    IF TG_TABLE_NAME <> 'outbox_message' THEN
+        LOCK TABLE outbox_message IN ROW EXCLUSIVE MODE;  -- outbox_floors asks for it
+    END IF;
     IF strpos(held, ' ' || outbox_floor_hash('') || ':') > 0 THEN
         RETURN NULL;
     END IF;
@@ -208,3 +211,8 @@ BEGIN
     );
 END
 $$;
+
+-- The first segments; their triggers need the functions above.
+SELECT outbox_create_segment(NULL, NULL);
+SELECT outbox_create_segment(n * 10000000 + CASE n WHEN 0 THEN 1 ELSE 0 END, (n + 1) * 10000000)
+FROM generate_series(0::bigint, 7) AS n;

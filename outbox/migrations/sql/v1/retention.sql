@@ -27,13 +27,20 @@ BEGIN
 END
 $$;
 
--- Refuse statements that name a segment: the log's statement triggers do not fire for them.
+-- Refuse statements that name a segment: the log's statement triggers do not fire for them. With
+-- session_replication_role = replica such an INSERT takes a floor instead.
 CREATE FUNCTION outbox_guard_segment_v1(of_name text) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
     EXECUTE format(
         'CREATE TRIGGER outbox_segment_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '
         'FOR EACH STATEMENT EXECUTE FUNCTION outbox_forbid_changes()',
+        of_name
+    );
+    EXECUTE format(
+        'CREATE TRIGGER outbox_segment_floor BEFORE INSERT ON %1$I '
+        'FOR EACH STATEMENT EXECUTE FUNCTION outbox_take_floor(); '
+        'ALTER TABLE %1$I ENABLE REPLICA TRIGGER outbox_segment_floor',
         of_name
     );
 END
