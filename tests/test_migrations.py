@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, transaction
 
 import outbox
 from outbox import message_log
@@ -35,7 +35,8 @@ group = outbox.ConsumerGroup("readers", channels=["c"])
 seen = []
 group.handler("Raw")(lambda payload, message: seen.append(payload))
 with transaction.atomic():
-    positions = [outbox.publish_raw("c", "Raw", number, key=str(number)) for number in range(3)]
+    with transaction.atomic():
+        positions = [outbox.publish_raw("c", "Raw", number, key=str(number)) for number in range(3)]
 Worker([group]).drain()
 assert seen == [0, 1, 2], seen
 print(positions)
@@ -189,7 +190,8 @@ def test_a_missing_segment_fails_no_publisher(witness):
         (last,) = cursor.fetchone()
         cursor.execute(f"ALTER SEQUENCE outbox_message_position_seq RESTART WITH {LAST - 2}")
     assert last < LAST
-    positions = [outbox.publish_raw("border", "Raw", number) for number in range(5)]
+    with transaction.atomic():
+        positions = [outbox.publish_raw("border", "Raw", number) for number in range(5)]
     where = segments_of(positions)
 
     assert positions == list(range(LAST - 2, LAST + 3))
@@ -209,7 +211,8 @@ def test_positions_beyond_32_bits_work(witness, first):
     seen = witness("migrations-far", "far").of("Raw")
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER SEQUENCE outbox_message_position_seq RESTART WITH {first}")
-    positions = [outbox.publish_raw("far", "Raw", number) for number in range(5)]
+    with transaction.atomic():
+        positions = [outbox.publish_raw("far", "Raw", number) for number in range(5)]
 
     assert positions == list(range(first, first + 5))
     assert message_log.horizon("default") == first - 1
