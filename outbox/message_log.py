@@ -11,13 +11,11 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 from django.db import IntegrityError, OperationalError, connections
 
-from . import database, events, positions
+from . import database, events, payloads, positions
 from .encoding import encode
 from .exceptions import OutboxError, PayloadTooLarge, PositionTaken, StreamConflict
-from .payloads import payload_text
 from .sql import array, run_statement
 
 MOST_BYTES = 2**28 - 1
@@ -46,7 +44,7 @@ def append(draft: events.Draft, using: str) -> int:
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": _encode_payload(draft, draft.type),
+        "payload": _encode_payload(draft),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
     }
     with connections[using].cursor() as cursor, _explained():
@@ -65,7 +63,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> t
         "channel": draft.channel,
         "key": draft.key,
         "type": draft.type,
-        "payload": _encode_payload(draft, draft.type),
+        "payload": _encode_payload(draft),
         "headers": encode(draft.headers, "headers") if draft.headers else "{}",
         "expected": expected,
         "guarded": guarded_version(draft.channel, draft.key, using),
@@ -178,8 +176,8 @@ def read(
     return rows
 
 
-def _encode_payload(draft: events.Draft, name: str) -> str:
-    text = payload_text(draft.payload, name)
+def _encode_payload(draft: events.Draft) -> str:
+    text = payloads.payload_text(draft.payload, draft.type)
     # A character takes at most 4 bytes: nearly always its number is enough to know.
     if len(text) > MOST_BYTES // 4 and (size := len(text.encode())) > MOST_BYTES:
         raise PayloadTooLarge(name=draft.type, reason=f"it is {size // 10**6} MB of JSON")
@@ -187,27 +185,24 @@ def _encode_payload(draft: events.Draft, name: str) -> str:
 
 
 def _encode_batch(drafts: Sequence[events.Draft]) -> str:
-    text = encode(_with_payloads(drafts), "batch", [draft.headers for draft in drafts])
-    if len(text) > MOST_BYTES_OF_BATCH // 4 and (size := len(text.encode())) > MOST_BYTES_OF_BATCH:
-        raise PayloadTooLarge(
-            f"The batch is {size // 10**6} MB of JSON, and a statement takes at most "
-            f"{MOST_BYTES_OF_BATCH // 10**6} MB: publish it in several calls."
-        )
+    text = encode(drafts, "batch", _free_parts(drafts))
+    if len(text) > MOST_BYTES // 4 or not payloads.are_decodable(drafts, text):
+        for index, draft in enumerate(drafts):
+            try:
+                _encode_payload(draft)
+            except OutboxError as error:
+                error.add_note(f"It is about batch[{index}].")
+                raise
+        if (size := len(text.encode())) > MOST_BYTES_OF_BATCH:
+            raise PayloadTooLarge(
+                f"The batch is {size // 10**6} MB of JSON, and a statement takes at most "
+                f"{MOST_BYTES_OF_BATCH // 10**6} MB: publish it in several calls."
+            )
     return text
 
 
-def _with_payloads(drafts: Sequence[events.Draft]) -> list[events.Draft]:
-    """Return the drafts with their payloads encoded, so that each is encoded and checked once."""
-    encoded = []
-    for number, draft in enumerate(drafts):
-        try:
-            text = _encode_payload(draft, f"batch[{number}].payload")
-        except OutboxError as error:
-            error.add_note(f"It is about batch[{number}].")
-            raise
-        payload = msgspec.Raw(text.encode())
-        encoded.append(events.Draft(draft.channel, draft.type, payload, draft.key, draft.headers))
-    return encoded
+def _free_parts(drafts: Sequence[events.Draft]) -> list[Any]:
+    return [part for draft in drafts for part in (draft.payload, draft.headers)]
 
 
 def _scalar(name: str, using: str) -> Any:
