@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.db.backends.signals import connection_created
+from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
@@ -16,11 +17,14 @@ class OutboxConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and receivers; import the `events` and `consumers` of each app."""
-        from . import checks  # noqa: F401
+        from . import checks, headers  # noqa: F401
+        from .changes import installed
         from .database import use_iso_dates
         from .retention import rules  # noqa: F401
 
         connection_created.connect(use_iso_dates)
-
+        connection_created.connect(headers.watch)
+        pre_migrate.connect(installed.keep_log, sender=self)
+        post_migrate.connect(installed.install_unmanaged, sender=self)
         autodiscover_modules("events")
         autodiscover_modules("consumers")

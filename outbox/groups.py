@@ -152,12 +152,19 @@ class ConsumerGroup:
             self.ignored_types.update(name for _, name, _ in targets)
 
     def routes(self, channel: str) -> dict[str, Route]:
-        """Return the routes of a channel by type name."""
-        return {
+        """Return the routes of a channel by type name.
+
+        Captured models that were renamed, or are captured in another channel now, are among them.
+        """
+        routes = {
             type_name: route
             for (of_channel, type_name), route in self._routes.items()
             if of_channel == channel
         }
+        for route in self._routes.values():
+            for type_name in getattr(route.event_type, "__message_types__", tuple)():
+                routes.setdefault(type_name, route)
+        return routes
 
     def _registrar(
         self, event_type: type[Any] | str, *, is_batch: bool, timeout: float | None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from django.http import HttpRequest, HttpResponseBase
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 
-from .headers import context
+from .headers import Block, context
 
 REQUEST_ID_LENGTH = 200
 """Characters of a client's request id that are kept."""
@@ -19,18 +20,59 @@ class ContextMiddleware:
 
     `user`: the primary key of `request.user` when the request first writes, None for nobody
     or without authentication. `request_id`: the header X-Request-ID, else a new random one.
-    Place it anywhere in `MIDDLEWARE`.
+    A streamed body has them too. Place it anywhere in `MIDDLEWARE`, under WSGI or ASGI.
     """
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
-        self.get_response = get_response
+    sync_capable = True
+    async_capable = True
 
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
         """Answer the request with its values attached."""
         request_id = request.headers.get("X-Request-ID") or uuid.uuid4().hex
-        with context(user=lambda: _user(request), request_id=request_id[:REQUEST_ID_LENGTH]):
-            return self.get_response(request)
+        block = context(user=lambda: _user(request), request_id=request_id[:REQUEST_ID_LENGTH])
+        if self.is_async:
+            return self._answer_async(request, block)
+        with block:
+            return _within(block, self.get_response(request))
+
+    async def _answer_async(self, request: HttpRequest, block: Block) -> Any:
+        with block:
+            return _within(block, await self.get_response(request))
 
 
 def _user(request: HttpRequest) -> Any:
     return getattr(getattr(request, "user", None), "pk", None)
+
+
+def _within(block: Block, response: Any) -> Any:
+    """Return the response; a streamed body is made within the block, chunk by chunk."""
+    if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+        body: Any = response.streaming_content
+        chunks = _async_chunks(block, body) if response.is_async else _chunks(block, body)
+        response.streaming_content = chunks
+    return response
+
+
+def _chunks(block: Block, body: Iterator[bytes]) -> Iterator[bytes]:
+    # A block around a yield would hold for whatever runs between two chunks.
+    while True:
+        with block:
+            chunk = next(body, None)
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _async_chunks(block: Block, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while True:
+        with block:
+            chunk = await anext(body, None)
+        if chunk is None:
+            return
+        yield chunk

@@ -8,7 +8,6 @@ ordinary django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignor
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -16,24 +15,19 @@ from typing import Any, Literal, TypeVar
 import pgtrigger
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist
-from django.db import models
-from pgtrigger import compiler
+from django.db import DEFAULT_DB_ALIAS, models
+from pgtrigger.core import INSTALLED, OUTDATED, UNALLOWED, UNINSTALLED
 
 from .. import events
 from ..conf import require_apps
 from ..exceptions import InvalidCapture
+from ..sql import one_row
 from . import trigger_sql
-from .trigger_sql import CaptureSql
+from .trigger_sql import OPERATIONS, CaptureSql
 
 Operation = Literal["insert", "update", "delete"]
 Names = str | Sequence[str]
 Model = TypeVar("Model", bound=models.Model)
-
-OPERATIONS: dict[Operation, tuple[pgtrigger.Operation, dict[str, str]]] = {
-    "insert": (pgtrigger.Insert, {"new": "new_values"}),
-    "update": (pgtrigger.Update, {"old": "old_values", "new": "new_values"}),
-    "delete": (pgtrigger.Delete, {"old": "old_values"}),
-}
 
 
 def capture(
@@ -44,6 +38,7 @@ def capture(
     fields: Names | None = None,
     exclude: Names | None = None,
     condition: pgtrigger.Condition | None = None,
+    was: Names = (),
 ) -> Capture:
     """Capture the changes of a model's table as messages of `channel`.
 
@@ -56,6 +51,8 @@ def capture(
     `fields`, `exclude`: the fields that the messages hold, or leave out; the primary key is
     always held. With either, an update that changes none of the held fields is left out.
     `condition`: a pgtrigger condition on `old__…` and `new__…`, for each row.
+    `was`: labels that the model had in other apps, such as "blog.Author", whose messages
+    `outbox.Change` reads too; renames within the app are known from its migrations.
 
     Raises InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
     triggers are rendered (`makemigrations`). Raises NotInstalled without pgtrigger and outbox in
@@ -76,6 +73,7 @@ def capture(
             fields=_names(fields),
             exclude=_names(exclude),
             condition=condition,
+            was=_names(was) or (),
         )
         for captures in OPERATIONS
         if captures in chosen
@@ -106,35 +104,64 @@ class CaptureTrigger(pgtrigger.Trigger):
         fields: tuple[str, ...] | None = None,
         exclude: tuple[str, ...] | None = None,
         condition: pgtrigger.Condition | None = None,
+        was: tuple[str, ...] = (),
     ) -> None:
         self.captures = captures
+        self.was = was
         self.channel = channel
         self.key = key
         self.fields = fields
         self.exclude = exclude
         operation, tables = OPERATIONS[captures]
         super().__init__(
-            name=f"outbox_{_slug(channel)}_{captures}",
+            name=f"outbox_{trigger_sql.slug(channel)}_{captures}",
             operation=operation,
             referencing=pgtrigger.Referencing(**tables),  # type: ignore[no-untyped-call]
             condition=condition,
         )
 
-    def compile(self, model: Any) -> compiler.Trigger:
+    def compile(self, model: Any) -> CaptureSql:  # type: ignore[override]
         """Return the trigger as migrations hold it, with the condition inside its function."""
-        sql = CaptureSql(
+        append, found = self._function(model)
+        return CaptureSql(
+            name=str(self.name),
+            captures=self.captures,
+            channel=self.channel,
             pgid=self.get_pgid(model),
-            func=self.get_func(model),
-            table=model._meta.db_table,
-            when=self.when,
-            operation=self.operation,
-            referencing=self.referencing or "",
-            level=self.level,
-        )
-        return compiler.Trigger(name=self.name, sql=sql)
+            append=append,
+            found=found,
+            pk=[field.column for field in model._meta.pk_fields],
+        ).compile(model)
 
-    def get_func(self, model: Any) -> str:
-        """Return what the trigger's function does."""
+    def see(self, model: Any, using: str) -> tuple[Any, ...] | None:
+        """Return whether the trigger fires, its hash, its source, and whether it finds the log."""
+        return one_row(
+            "see_capture_trigger",
+            using,
+            table=trigger_sql.quoted(model._meta.db_table),
+            name=self.get_pgid(model),
+        )
+
+    def get_installation_status(
+        self, model: Any, database: str | None = None
+    ) -> tuple[str, bool | None]:
+        """Return pgtrigger's word for what the database has, and whether the trigger fires."""
+        using = database or DEFAULT_DB_ALIAS
+        if not self.allow_migrate(model, database=using):
+            return UNALLOWED, None
+        seen = self.see(model, using)
+        if seen is None:
+            return UNINSTALLED, None
+        compiled = self.compile(model)
+        is_current = seen[1] == compiled.hash and seen[2] == compiled.body
+        return INSTALLED if is_current else OUTDATED, seen[0]
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        """Return what the migration of an unmanaged model writes; see `installed`."""
+        return CaptureSql(name=str(self.name), captures=self.captures).deconstruct()
+
+    def _function(self, model: Any) -> tuple[str, str]:
+        """Return the statement that stores the messages, and the condition to run it."""
         parts = self._pairs(model) if self.captures == "update" else self._rows(model)
         found = parts.pop("found")
         append = trigger_sql.fill(
@@ -144,13 +171,13 @@ class CaptureTrigger(pgtrigger.Trigger):
             **parts,
         )
         if self.captures == "insert" and self.condition is None:
-            return append
-        return trigger_sql.fill("append_if_any", found=found, append=append)
+            return append, "true"
+        return append, f"EXISTS (SELECT FROM {found})"
 
     def _rows(self, model: Any) -> dict[str, str]:
         """Return the parts of the insert where each message is about one row."""
         row = "old" if self.captures == "delete" else "new"
-        rows = trigger_sql.fill("rows", operand=row, condition=self.row_condition(model))
+        rows = f"{trigger_sql.fill(self.captures)} WHERE {self.row_condition(model)}"
         return {
             "key": self.key_text(model, row),
             "operation": f"'{self.captures}'",
@@ -168,6 +195,7 @@ class CaptureTrigger(pgtrigger.Trigger):
         changed = [trigger_sql.is_changed(field) for field in chosen or () if field not in pk]
         pairs = trigger_sql.fill(
             "pairs",
+            rows=trigger_sql.fill("update"),
             condition=self.row_condition(model),
             is_same_row=" AND ".join(same),
             is_changed="true" if chosen is None else " OR ".join(changed) or "false",
@@ -209,10 +237,10 @@ class CaptureTrigger(pgtrigger.Trigger):
                 f"{missing} row, which {self.captures}s do not have: capture them by a capture() "
                 f"of their own, with on={self.captures!r}."
             )
-        if "$outbox$" in sql:
+        if "$outbox" in sql:
             raise InvalidCapture(
                 f"The condition of channel {self.channel!r} on {model._meta.label} holds "
-                "$outbox$, which would end the trigger's function: write it as '$' || 'outbox$'."
+                "$outbox, which would end the trigger's function: write it as '$' || 'outbox'."
             )
         return f"({sql})"
 
@@ -254,12 +282,15 @@ def captures_of(
 
 @functools.cache
 def captured_types() -> frozenset[tuple[str, str]]:
-    """Return channel and type name of the messages about captured models."""
+    """Return channel and type name of the messages about captured models, former names too."""
+    from .former_names import former_types
+
     return frozenset(
-        (trigger.channel, message_type(model))
+        (trigger.channel, name)
         for model in apps.get_models(include_auto_created=True)
         for trigger in getattr(model._meta, "triggers", ())
         if isinstance(trigger, CaptureTrigger)
+        for name in (message_type(model), *former_types(model))
     )
 
 
@@ -285,11 +316,3 @@ def _fields(model: type[models.Model], names: Iterable[str]) -> list[Any]:
             )
         found += named
     return found
-
-
-def _slug(channel: str) -> str:
-    """Return a part of a trigger's name that is the channel's alone, of at most 33 characters."""
-    if re.fullmatch(r"[a-z0-9_]{1,33}", channel):
-        return channel
-    plain = re.sub(r"[^a-z0-9_]", "_", channel.lower())[:24]
-    return f"{plain}_{hashlib.sha256(channel.encode()).hexdigest()[:8]}"

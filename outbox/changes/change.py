@@ -13,6 +13,7 @@ from django.db import models
 from ..events import Message
 from . import row_images
 from .capture import captures_of, message_type
+from .former_names import former_types
 from .row_images import Operation
 
 Model = TypeVar("Model", bound=models.Model)
@@ -60,6 +61,11 @@ class Change(Generic[Model]):
         """Return the channels that capture the model, each with the messages' type name."""
         channels = dict.fromkeys(trigger.channel for _, trigger in captures_of(cls.model))
         return [(channel, message_type(cls.model)) for channel in channels]
+
+    @classmethod
+    def __message_types__(cls) -> tuple[str, ...]:
+        """Return the type name of the model's messages, and those from before it was renamed."""
+        return message_type(cls.model), *former_types(cls.model)
 
     @classmethod
     def from_message(cls, message: Message) -> Change[Model]:

@@ -23,6 +23,7 @@ from django.utils import timezone
 from msgspec import UNSET, UnsetType
 
 from .capture import table_fields
+from .former_names import former_columns
 
 Operation = Literal["insert", "update", "delete", "snapshot"]
 Conversion = Callable[[Any], Any]
@@ -42,6 +43,14 @@ INTERVALS = [
 RANGE = re.compile(r'([\[(])"?([^",]*)"?,"?([^",]*?)"?([\])])')
 
 
+class _Rows(msgspec.Struct):
+    """A payload whose rows are read by column, each value as it stands there."""
+
+    operation: str
+    old: dict[str, msgspec.Raw] | None
+    new: dict[str, msgspec.Raw] | None
+
+
 class Image:
     """Reads the payloads about one model."""
 
@@ -50,6 +59,8 @@ class Image:
         self.fields = [field for field in table_fields(model) if _is_stored(field)]
         self.names = [field.name for field in self.fields]
         self.attnames = [field.attname for field in self.fields]
+        self.former_columns = former_columns(model)
+        self.renamed = [i for i, f in enumerate(self.fields) if f.column in self.former_columns]
         columns, self.conversions = [], []
         for index, field in enumerate(self.fields):
             wire_type, conversion = _column_reader(field, model)
@@ -73,7 +84,19 @@ class Image:
         """
         change = self.decoder.decode(payload)
         old, new = _values(change.old), _values(change.new)
+        if any(row and row[i] is UNSET for i in self.renamed for row in (old, new)):
+            change = self.decoder.decode(self._with_columns_of_today(payload))
+            old, new = _values(change.old), _values(change.new)
         return change.operation, self._instance(old), self._instance(new), self._changed(old, new)
+
+    def _with_columns_of_today(self, payload: str) -> bytes:
+        rows = msgspec.json.decode(payload, type=_Rows)
+        for row in (rows.old, rows.new):
+            for column, former in self.former_columns.items():
+                for name in former:
+                    if row is not None and column not in row and name in row:
+                        row[column] = row.pop(name)
+        return msgspec.json.encode(rows)
 
     def _instance(self, values: tuple[Any, ...] | None) -> models.Model | None:
         if values is None:

@@ -24,8 +24,9 @@ from .. import message_log
 from ..events import Draft
 from ..exceptions import InvalidSnapshot
 from ..models import Snapshot
-from ..sql import run_statement
+from ..sql import one_row, run_statement, scalar
 from .capture import CaptureTrigger, captures_of, message_type
+from .trigger_sql import quoted
 
 CHUNK_BYTES = 8_000_000
 """Bytes of images in one insert, about."""
@@ -191,16 +192,19 @@ def _advance(
         state.finished_at = datetime.datetime.now(datetime.UTC)
         _save(state)
         return "done"
-    locking = rows.select_for_update(skip_locked=not alone, of=("self",), no_key=True)
-    locked = {row.pk: row for row in locking.filter(pk__in=pks)}
+    # Locked by a statement without joins, and then read as they are: FOR UPDATE OF takes no schema.
+    lockable = rows.model._base_manager.using(rows.db).filter(pk__in=pks)
+    locking = lockable.select_for_update(skip_locked=not alone, no_key=True)
+    locked = set(locking.values_list("pk", flat=True))
     free = list(itertools.takewhile(locked.__contains__, pks))
     if not free and not alone:
         return "stuck"
-    _append([locked[pk] for pk in free], trigger, rows)
-    # Alone and not locked: by now the row is deleted, or does not match any more.
+    # A row may be deleted, or not match any more, since its key was read.
+    found = list(rows.filter(pk__in=free)) if free else []
+    _append(found, trigger, rows)
     last = free[-1] if free else pks[0]
     state.last_key = [str(part) for part in (last if isinstance(last, tuple) else (last,))]
-    state.emitted += len(free)
+    state.emitted += len(found)
     _save(state)
     return "moved"
 
@@ -216,15 +220,22 @@ def _after(rows: models.QuerySet[Any], key: list[str] | None) -> models.QuerySet
 def _append(chunk: list[Any], trigger: CaptureTrigger, rows: models.QuerySet[Any]) -> None:
     """Store the images of locked rows in their order."""
     channel, type_name = trigger.channel, message_type(rows.model)
+    headers = _headers(rows.model, rows.db)
     drafts, size = [], 0
     for row in chunk:
         payload = f'{{"operation":"snapshot","old":null,"new":{row.outbox_image}}}'.encode()
-        drafts.append(Draft(channel, type_name, msgspec.Raw(payload), row.outbox_key))
+        drafts.append(Draft(channel, type_name, msgspec.Raw(payload), row.outbox_key, headers))
         size += len(payload)
         if size > CHUNK_BYTES:
             message_log.append_many(drafts, rows.db)
             drafts, size = [], 0
     message_log.append_many(drafts, rows.db)
+
+
+def _headers(model: type[models.Model], using: str) -> dict[str, str] | None:
+    """Return the header that a captured row has when its table is not in the log's schema."""
+    table = one_row("see_captured_table", using, table=quoted(model._meta.db_table))
+    return {"schema": table[1]} if table is not None and table[1] is not None else None
 
 
 def _save(state: Snapshot) -> None:
@@ -238,6 +249,4 @@ def _read_committed(using: str) -> None:
 
 
 def _estimate(model: type[models.Model], using: str) -> int:
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "estimate_rows", {"table": model._meta.db_table})
-        return int(cursor.fetchone()[0])
+    return int(scalar("estimate_rows", using, table=quoted(model._meta.db_table)))

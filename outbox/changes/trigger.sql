@@ -1,56 +1,107 @@
--- The capture triggers, as templates; `capture` fills the braces. The rows of a statement are the
+-- Templates of the capture triggers; `trigger_sql` fills the braces. The rows of a statement are the
 -- transition tables old_values and new_values.
 
--- name: trigger
+-- name: install
+-- The function keeps the search path of the session that installs it, resolved and with temporary
+-- objects last, so that it finds the log in every session. Older captures of the same channel and
+-- operation, left by a renamed or moved model, would store each change twice.
+CREATE OR REPLACE FUNCTION {pgid}() RETURNS trigger LANGUAGE plpgsql AS $outbox${body}$outbox$;
+DO $outbox$
+DECLARE
+    sibling name;
+BEGIN
+    EXECUTE 'ALTER FUNCTION {pgid}() SET search_path = '
+        || (SELECT string_agg(quote_ident(schema) || ', ', '') FROM unnest(current_schemas(false)) AS schema)
+        || 'pg_temp';
+    FOR sibling IN
+        SELECT tgname FROM pg_trigger
+        WHERE tgrelid = {table_literal}::regclass
+          AND tgname ~ '^pgtrigger_{name}_[0-9a-f]{{5}}$'
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', sibling, {table_literal}::regclass);
+    END LOOP;
+END
+$outbox$;
+CREATE TRIGGER {pgid} AFTER {operation} ON {table} {referencing} FOR EACH STATEMENT
+EXECUTE FUNCTION {pgid}();
+COMMENT ON TRIGGER {pgid} ON {table} IS '{hash}';
+
+-- name: body
 -- Muted by pgtrigger.ignore(), which lists the triggers' names in a setting. OLD and NEW, which a
--- condition speaks of, are rows of the queries here; the variables of these names are null. Names
--- are those of the search_path at installation, whatever the writer's; of it pg_temp comes last.
-CREATE OR REPLACE FUNCTION {pgid}() RETURNS trigger LANGUAGE plpgsql AS $outbox$
+-- condition speaks of, are rows of the queries here; the variables of these names are null.
+-- A statement that a trigger ran within this one was captured before it: outbox.depth_… is the
+-- deepest such statement on the table in this transaction. Then the rows are read again.
+-- The headers name the schema of the table when the log is in another one.
 #variable_conflict use_column
+DECLARE
+    outbox_headers jsonb := outbox_context();
+    outbox_depth integer := NULLIF(current_setting('outbox.depth_' || TG_RELID, true), '');
 BEGIN
     IF TG_NAME = ANY (NULLIF(current_setting('pgtrigger.ignore', true), '')::text[]) THEN
         RETURN NULL;
     END IF;
-    {func}
+    IF to_regclass(quote_ident(TG_TABLE_SCHEMA) || '.outbox_message') IS NULL THEN
+        outbox_headers := jsonb_build_object('schema', TG_TABLE_SCHEMA) || outbox_headers;
+    END IF;
+    -- Of these messages the floor of their channel alone is taken.
+    PERFORM set_config('outbox.channels', ARRAY[{channel}]::text, true);
+    IF outbox_depth > pg_trigger_depth() THEN
+        EXECUTE replace($outbox_now${append_now}$outbox_now$, '"outbox table"', TG_RELID::regclass::text)
+        USING outbox_headers;
+    ELSIF {found} THEN
+        {append}
+    END IF;
+    PERFORM set_config('outbox.channels', '', true);
+    IF pg_trigger_depth() > GREATEST(1, outbox_depth) THEN
+        PERFORM set_config('outbox.depth_' || TG_RELID, pg_trigger_depth()::text, true);
+    END IF;
     RETURN NULL;
 END
-$outbox$;
-DO $outbox$
-BEGIN
-    EXECUTE 'ALTER FUNCTION {pgid}() SET search_path = ' || (
-        SELECT string_agg(quote_ident(name), ', ' ORDER BY number)
-        FROM unnest(array_append(current_schemas(false), 'pg_temp'))
-            WITH ORDINALITY AS path (name, number)
-    );
-END
-$outbox$;
+
+-- name: uninstall
 DROP TRIGGER IF EXISTS {pgid} ON {table};
-CREATE TRIGGER {pgid} {when} {operation} ON {table} {referencing} FOR EACH {level}
-EXECUTE FUNCTION {pgid}();
-COMMENT ON TRIGGER {pgid} ON {table} IS '{hash}';
+
+-- name: enable
+ALTER TABLE {table} ENABLE TRIGGER {pgid};
+
+-- name: disable
+ALTER TABLE {table} DISABLE TRIGGER {pgid};
 
 -- name: append
--- The floor of its channel alone is taken.
-PERFORM set_config('outbox.channels', ARRAY[{channel}]::text, true);
-INSERT INTO outbox_message (channel, key, type, payload)
+INSERT INTO outbox_message (channel, key, type, payload, headers)
 SELECT {channel}, {key}, {type},
-    jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new})
+    jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
 FROM {source};
-PERFORM set_config('outbox.channels', '', true);
 
--- name: append_if_any
--- An insert of no rows would take a floor, too.
-IF EXISTS (SELECT FROM {found}) THEN {append} END IF;
+-- name: insert
+new_values AS new
 
--- name: rows
-{operand}_values AS {operand} WHERE {condition}
+-- name: insert_now
+-- Rows that are gone were told as deleted.
+(SELECT now.* FROM new_values AS told JOIN "outbox table" AS now ON {is_same}) AS new
+
+-- name: delete
+old_values AS old
+
+-- name: delete_now
+-- Rows whose key exists again were told as inserted.
+(SELECT told.* FROM old_values AS told
+    WHERE NOT EXISTS (SELECT FROM "outbox table" AS now WHERE {is_same})) AS old
+
+-- name: update
+(SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new
+
+-- name: update_now
+(SELECT told.outbox_ordinal, now.*
+    FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS told
+    JOIN "outbox table" AS now ON {is_same}) AS new
 
 -- name: pairs
 -- PostgreSQL fills both transition tables in step, so the n-th old row became the n-th new one.
 -- A FULL JOIN cannot be a nested loop, whatever number of rows the plan was made for; COALESCE
 -- and CASE hide from the planner that a condition would let it be less than full.
 (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old
-FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new
+FULL JOIN {rows}
     ON old.outbox_ordinal = new.outbox_ordinal
 CROSS JOIN LATERAL unnest(
     CASE WHEN {is_same_row} THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END

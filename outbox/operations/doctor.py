@@ -10,6 +10,8 @@ from typing import Any, Literal
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from .. import database, groups, positions
+from .. import database, groups
+from ..changes import installed
 from ..conf import log_alias, settings
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
@@ -126,6 +128,17 @@ def _triggers(using: str) -> Answer:
     if partial := positions.origin_triggers(using):
         return "warn", *partial
     return "ok", "present and enabled", ""
+
+
+def _captures(using: str) -> Answer:
+    found = installed.examine(using)
+    if not found:
+        return "ok", "every declared capture is installed", ""
+    first = min(found, key=lambda finding: not finding.is_error)
+    more = (
+        f" (and {len(found) - 1} more: `manage.py check --database {using}`)" if found[1:] else ""
+    )
+    return "fail" if first.is_error else "warn", first.detail + more, first.fix
 
 
 def _isolation(using: str) -> Answer:
@@ -270,6 +283,7 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "sequence": _sequence,
     "positions": _positions,
     "triggers": _triggers,
+    "captures": _captures,
     "pooler": _pooler,
     "listen": _listen,
     "idle-timeout": _idle_timeout,
