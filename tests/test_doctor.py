@@ -14,7 +14,7 @@ import outbox
 from outbox.embedded import Server
 from outbox.exceptions import LogIsBusy
 from outbox.operations import doctor
-from outbox.retention import segments
+from outbox.retention import log_lock, segments
 from tests.shop.events import OrderPlaced
 from tests.support.harness import backend, execute, insert, value
 from tests.support.processes import manage, run_code
@@ -296,7 +296,7 @@ def test_segments_are_added_above_what_the_default_one_holds(beyond):
 
 def test_adding_a_segment_does_not_wait_for_long(beyond, session, monkeypatch):
     """Publishers queue behind the lock that it takes, so it gives up early."""
-    monkeypatch.setattr(segments, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(log_lock, "GIVE_UP_SECONDS", 0.1)
     execute(session, "BEGIN")
     insert(session)
     with pytest.raises(LogIsBusy, match=r"within 0\.1 s"):

@@ -86,4 +86,5 @@ def test_a_renamed_model_table_field_and_channel(tmp_path, empty_database):
         ["others", "insert", "2.0000000000000000000000000"],
         ["others", "insert", "3.0000000000000000000000000"],
     ]
-    assert "no issues" in healthy
+    assert "WARNINGS" not in healthy
+    assert "ERRORS" not in healthy
