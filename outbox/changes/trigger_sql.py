@@ -44,8 +44,9 @@ class CaptureSql(pgtrigger.Trigger):
     before or after it changes the trigger. Migrations name this class `outbox.changes.CaptureSql`:
     that path and these arguments stay.
 
-    `captures`: the operation. `channel`: whose floor the writer takes. `pgid`: the name of trigger and function. `append`, `found`: the
-    statement that stores messages, and when to run it. `pk`: the columns of the primary key.
+    `captures`: the operation. `channel`: whose floor the writer takes. `pgid`: the name of trigger
+    and function. `append`, `found`: the statement that stores messages, and when to run it. `pk`:
+    the columns of the primary key.
     """
 
     def __init__(
