@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from django.db import connections, router, transaction
 
 from . import database, events
-from .conf import log_alias
 from .encoding import encode
 from .exceptions import InvalidContext
 from .sql import run_statement

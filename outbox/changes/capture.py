@@ -7,7 +7,6 @@ ordinary django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignor
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -278,20 +277,6 @@ def captures_of(
             for trigger in getattr(each._meta, "triggers", ()):
                 if isinstance(trigger, CaptureTrigger):
                     yield each, trigger
-
-
-@functools.cache
-def captured_types() -> frozenset[tuple[str, str]]:
-    """Return channel and type name of the messages about captured models, former names too."""
-    from .former_names import former_types
-
-    return frozenset(
-        (trigger.channel, name)
-        for model in apps.get_models(include_auto_created=True)
-        for trigger in getattr(model._meta, "triggers", ())
-        if isinstance(trigger, CaptureTrigger)
-        for name in (message_type(model), *former_types(model))
-    )
 
 
 def _names(names: Names | None) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from django.db import migrations, models
 from django.db.migrations.exceptions import BadMigrationError, NodeNotFoundError
 from django.db.migrations.loader import MigrationLoader
 
-from .capture import captures_of
+from .capture import CaptureTrigger, captures_of, message_type
 
 
 @functools.cache
@@ -27,6 +27,18 @@ def former_types(model: type[models.Model]) -> tuple[str, ...]:
     """
     known = {each._meta.label_lower for each in apps.get_models(include_auto_created=True)}
     return tuple(label for label in dict.fromkeys(_labels(model)) if label.lower() not in known)
+
+
+@functools.cache
+def captured_types() -> frozenset[tuple[str, str]]:
+    """Return channel and type name of the messages about captured models, former names too."""
+    return frozenset(
+        (trigger.channel, name)
+        for model in apps.get_models(include_auto_created=True)
+        for trigger in getattr(model._meta, "triggers", ())
+        if isinstance(trigger, CaptureTrigger)
+        for name in (message_type(model), *former_types(model))
+    )
 
 
 @functools.cache

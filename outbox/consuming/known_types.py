@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from .. import events
-from ..changes.capture import captured_types
+from ..changes.former_names import captured_types
 from ..events import Message
 from ..exceptions import UnknownMessageType
 from ..groups import ConsumerGroup
