@@ -24,7 +24,8 @@ from .sql import run_statement
 
 _LEAD = r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*"
 WRITE = re.compile(
-    rf"{_LEAD}(?:INSERT|UPDATE|DELETE|MERGE|COPY|WITH|SELECT\b[\w\s,]{{0,40}}\boutbox_(?:publish|append)\w+)\b",
+    rf"{_LEAD}(?:INSERT|UPDATE|DELETE|MERGE|COPY|WITH"
+    r"|SELECT\b[\w\s,]{0,40}\boutbox_(?:publish|append)\w+)\b",
     re.I | re.S,
 )
 ROLLBACK = re.compile(rf"{_LEAD}ROLLBACK\b", re.I | re.S)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from .. import database, groups, positions
-from .. import database, groups
 from ..changes import installed
 from ..conf import log_alias, settings
 from ..retention import segments
