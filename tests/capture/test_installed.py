@@ -149,7 +149,16 @@ def test_the_path_that_migrations_name_is_the_promised_one():
     path, arguments, options = Membership._meta.triggers[0].compile(Membership).deconstruct()
 
     assert (path, arguments) == ("outbox.changes.CaptureSql", [])
-    assert list(options) == ["name", "captures", "pgid", "append", "found", "pk", "hash"]
+    assert list(options) == [
+        "name",
+        "captures",
+        "channel",
+        "pgid",
+        "append",
+        "found",
+        "pk",
+        "hash",
+    ]
     assert options["pk"] == ["club", "number"]
     assert CaptureSql(**options) == CaptureSql(**options)
 
