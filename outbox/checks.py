@@ -294,7 +294,7 @@ def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMess
             checks.Error(
                 f"The log in database {alias!r} lacks its trigger(s), or they are disabled: "
                 f"{', '.join(missing)}.",
-                hint=f"manage.py pgtrigger install{option}; manage.py pgtrigger enable{option}",
+                hint=f"manage.py pgtrigger install{option}",
                 id="outbox.E008",
             )
         )

@@ -35,8 +35,7 @@ group = outbox.ConsumerGroup("readers", channels=["c"])
 seen = []
 group.handler("Raw")(lambda payload, message: seen.append(payload))
 with transaction.atomic():
-    with transaction.atomic():
-        positions = [outbox.publish_raw("c", "Raw", number, key=str(number)) for number in range(3)]
+    positions = [outbox.publish_raw("c", "Raw", number, key=str(number)) for number in range(3)]
 Worker([group]).drain()
 assert seen == [0, 1, 2], seen
 print(positions)

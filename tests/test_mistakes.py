@@ -186,20 +186,20 @@ MISTAKES = [
     ),
     Mistake(
         "a disabled trigger, and an event is published",
-        ("take_floor", "manage.py pgtrigger enable"),
+        ("take_floor", "manage.py pgtrigger install"),
         PUBLISH,
         database="damaged",
     ),
     Mistake(
         "a disabled trigger, and groups are listed",
-        ("take_floor", "manage.py pgtrigger enable"),
+        ("take_floor", "manage.py pgtrigger install"),
         ("outbox", "groups"),
         code=0,
         database="damaged",
     ),
     Mistake(
         "a disabled trigger, and the project is checked",
-        ("take_floor", "manage.py pgtrigger enable"),
+        ("take_floor", "manage.py pgtrigger install"),
         database="damaged",
     ),
     Mistake(

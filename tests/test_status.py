@@ -12,7 +12,7 @@ from django.db.models import OuterRef
 from django.utils import timezone
 
 import outbox
-from outbox.consuming import cursors
+from outbox.consuming import cursors, outcomes
 from outbox.consuming.cursors import register
 from outbox.exceptions import UnknownGroup
 from outbox.models import Cursor, Message
@@ -450,7 +450,7 @@ def test_any_time_of_the_last_commit_has_a_status(moved, rate):
     Cursor.objects.update(updated_at=at, served_at=at, rate=rate)
     publish_orders(2)
     described, (checked, _) = status.describe("billing").summary, status.check("billing", lag=1)
-    if cursors.LEAST_RATE <= rate <= 1000:  # as a worker stores it
+    if outcomes.LEAST_RATE <= rate <= 1000:  # as a worker stores it
         scaling.scale("billing", 2)
     drain("billing")
 
@@ -458,7 +458,7 @@ def test_any_time_of_the_last_commit_has_a_status(moved, rate):
     assert 0 <= described.rate <= rate
     assert described.lag_seconds >= 0
     assert all(
-        cursor.rate == 0 or cursor.rate >= cursors.LEAST_RATE for cursor in handled_cursors()
+        cursor.rate == 0 or cursor.rate >= outcomes.LEAST_RATE for cursor in handled_cursors()
     )
 
 

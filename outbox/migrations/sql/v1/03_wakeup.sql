@@ -97,7 +97,7 @@ BEGIN
         RAISE EXCEPTION 'outbox_message: no floor was taken, so readers could skip this message: the '
                         'trigger take_floor is missing or disabled'
             USING ERRCODE = 'check_violation',
-                HINT = 'Run manage.py pgtrigger install, then manage.py pgtrigger enable.';
+                HINT = 'Run manage.py pgtrigger install.';
     END IF;
     IF floor IS NULL THEN
         RAISE EXCEPTION 'outbox_message: a message of a channel outside outbox.channels (%)',
