@@ -112,22 +112,26 @@ class Worker:
 
     def _deliver(self) -> int | None:
         """Claim a range and handle its next messages; None when nothing is pending."""
-        batch = None
-        try:
-            with transaction.atomic(using=self.using):
-                batch = self._claim()
-                if batch is None:
-                    return None
-                delivery = DELIVERIES[batch.group.delivery]
-                if batch.rows:
-                    delivery.begin(batch)
-                else:  # a gap: its move is committed before anything that may fail
-                    outcomes.write(batch.outcome(), self.using)
-        except (Error, StaleClaim) as error:
-            if batch is None:
+        while True:
+            batch = None
+            try:
+                with transaction.atomic(using=self.using):
+                    batch = self._claim()
+                    if batch is None:
+                        return None
+                    delivery = DELIVERIES[batch.group.delivery]
+                    if batch.rows:
+                        delivery.begin(batch)
+                    else:  # a gap: its move is committed before anything that may fail
+                        outcomes.write(batch.outcome(), self.using)
+            except (Error, StaleClaim) as error:
+                if batch is not None:
+                    return delivery.recover(batch, error)
+                if database.is_conflict(error):
+                    return 0
                 raise
-            return delivery.recover(batch, error)
-        return self._finish(batch) if batch.rows else self._deliver()
+            if batch.rows:
+                return self._finish(batch)
 
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; without any when it has a gap before it."""

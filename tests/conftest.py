@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
+from outbox.testing import isolated_groups
 from tests.support.server import OWN_SERVER
 
 pytest_plugins = [
@@ -15,3 +20,10 @@ pytest_plugins = [
 
 def pytest_unconfigure() -> None:
     OWN_SERVER.stop()
+
+
+@pytest.fixture(autouse=True)
+def _groups_of_the_project() -> Iterator[None]:
+    """A group that a test declares is forgotten at its end."""
+    with isolated_groups():
+        yield

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import connection
 
 from outbox import database
-from outbox.exceptions import BrokenTransaction
 from tests.support.harness import DRIVER_ERROR, backend, execute, terminate
 from tests.support.processes import wait_until
 from tests.support.project import Project
@@ -34,38 +33,6 @@ def test_the_transaction_state_is_read_without_a_round_trip(connect):
         database.IN_ERROR,
         database.IDLE,
     ]
-
-
-def test_a_swallowed_database_error_is_noticed():
-    """The transaction is broken although the handler went on as if nothing had happened."""
-    with transaction.atomic():
-        check = database.transaction_check(connection)
-        check()
-        with pytest.raises(DatabaseError), connection.cursor() as cursor:
-            cursor.execute("SELECT 1/0")
-        with pytest.raises(
-            BrokenTransaction, match=r"wrap the statement that may fail in transaction\.atomic"
-        ):
-            check()
-        transaction.set_rollback(True)
-
-
-def test_a_transaction_that_is_marked_for_rollback_is_noticed():
-    """`set_rollback(True)`, or an inner atomic() without a savepoint, dooms it as well."""
-    with transaction.atomic():
-        check = database.transaction_check(connection)
-        transaction.set_rollback(True)
-        with pytest.raises(BrokenTransaction):
-            check()
-
-
-def test_an_error_inside_a_savepoint_is_none():
-    """An error that an inner atomic() rolled back leaves the transaction whole."""
-    with transaction.atomic():
-        check = database.transaction_check(connection)
-        with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("SELECT 1/0")
-        check()
 
 
 def test_a_lost_connection_is_told_from_a_living_one(connect):

@@ -85,7 +85,7 @@ hasty = recording_group(
     "hasty", ["orders"], OrderPlaced, parallelism=2, timeout=1.0, retry=outbox.Retry(base=0.05)
 )
 doomed = recording_group(
-    "doomed", ["orders"], OrderPlaced, parallelism=4, retry=outbox.Retry(base=0.05)
+    "doomed", ["orders"], OrderPlaced, parallelism=4, retry=outbox.Retry(max_attempts=5, base=0.05)
 )
 
 relay = outbox.ConsumerGroup("relay", channels=["orders"], start="earliest")
