@@ -44,7 +44,15 @@ PARKED_KEYS = [
 ]  # fmt: skip
 KEYS = {
     "groups": GROUP_KEYS,
-    "describe": ["summary", "ranges", "workers", "horizon", "actions", "oldest_snapshot"],
+    "describe": [
+        "summary",
+        "ranges",
+        "workers",
+        "horizon",
+        "actions",
+        "oldest_snapshot",
+        "skipped_types",
+    ],
     "check": [*GROUP_KEYS, "past"],
     "tail": MESSAGE_KEYS,
     "audit": ["group", "passed", "channels"],
@@ -193,7 +201,7 @@ def test_a_screenful_of_groups_fits_into_100_columns(capsys):
             "LAST-COMMIT",
         ]
     )
-    assert lines[0].startswith("a-group-with-a-na")
+    assert lines[0].startswith("a-group-with-a-n")
     assert re.match(r"billing +stopped +0 +\d+ +3 +0\.\d +0\.0 +0 +0 +\d s ago", lines[1])
 
 

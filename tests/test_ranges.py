@@ -71,7 +71,7 @@ def keys():
 def move(group, slots, position):
     """Put one range of a group at a position."""
     Cursor.objects.filter(group=group, slot_from=slots[0]).update(
-        position=position, seen_position=position
+        position=position, seen_position=position, generation=F("generation") + 1
     )
 
 
@@ -120,7 +120,7 @@ def test_ranges_apart_do_not_merge(keys):
     assert shape("billing") == [LEFT, RIGHT]
     assert not Cursor.objects.filter(hold_until__isnull=False).exists()
     exhaust(worker("billing"))
-    assert handled("billing") == [positions[0], positions[2], positions[3]]
+    assert sorted(handled("billing")) == [positions[0], positions[2], positions[3]]
 
 
 def test_ranges_with_nothing_between_them_merge_at_once(keys):
@@ -171,7 +171,7 @@ def test_a_hold_ends_by_itself(keys):
     exhaust(worker("billing"))
 
     assert meanwhile is None
-    assert handled("billing") == stored()
+    assert sorted(handled("billing")) == stored()
 
 
 def test_a_split_waits_for_the_batch_in_hand(background, close_gate):
@@ -431,7 +431,7 @@ def test_no_search_for_pending_messages_is_long(keys):
             claim, _ = cursors.claim([groups.get("billing")], last, "default", 1)
             outcomes.write(outcomes.Outcome(claim, claim.until), "default")
         ends.append(claim.until)
-    searching.update(position=0)
+    searching.update(position=0, generation=F("generation") + 1)
     exhaust(worker("billing"))
 
     assert max(later - earlier for earlier, later in itertools.pairwise(ends)) == 100_000

@@ -20,7 +20,7 @@ from outbox.operations.audit import audit
 from outbox.operations.status import describe
 from outbox.worker import Worker
 from tests.shop import consumers
-from tests.shop.events import OrderPlaced
+from tests.shop.events import OrderPlaced, PaymentTaken
 from tests.shop.models import Effect, Fault, Order
 from tests.support import flight_log
 from tests.support.harness import Background, drain, execute, handled, insert, last_position
@@ -269,7 +269,8 @@ def test_a_reset_of_one_channel_leaves_the_others(connect):
     """`--channel` moves the cursor of that channel only; an unknown channel is refused."""
     session = connect()
     insert(session)
-    paid = insert(session, channel="payments")
+    with transaction.atomic():
+        paid = outbox.publish(PaymentTaken(order_id=1))
     drain("audit")
     reset(consumers.audit, "--to-earliest", "--channel", "orders", "--execute")
     at = dict(Cursor.objects.filter(group="audit").values_list("channel", "position"))

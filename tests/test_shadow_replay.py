@@ -33,7 +33,9 @@ def page_code(name):
 
 def group_of(name, projection, effects, parallelism):
     """A group that adds each arrival to a table, notes it, and warns unless it is repeated."""
-    group = outbox.ConsumerGroup(name, channels=["flights"], parallelism=parallelism)
+    group = outbox.ConsumerGroup(
+        name, channels=["flights"], parallelism=parallelism, on_unknown="skip"
+    )
 
     @group.handler("Arrived")
     def add(payload, message):
