@@ -27,6 +27,15 @@ PUBLISH = """
 """
 
 
+def is_alive(session: Any) -> bool:
+    """Whether the server still has the session."""
+    try:
+        session.cursor().execute("SELECT 1")
+    except driver.Error:
+        return False
+    return True
+
+
 class Site:
     """A durable server of its own, with the test project's tables and one worker."""
 
@@ -86,8 +95,10 @@ class Site:
 
     def kill_worker_backend(self) -> None:
         """No farewell on the socket; the server then ends all sessions and recovers."""
+        observer = self.connect()
         for (pid,) in self.run(f"SELECT pid {WORKERS}"):
             os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(observer), timeout=60)
 
     def is_up(self) -> bool:
         """Whether the server takes sessions."""

@@ -82,7 +82,12 @@ crew = recording_group("crew", ["orders"], OrderPlaced, OrderShipped, parallelis
 audit = recording_group("audit", ["orders", "payments"], OrderPlaced, OrderShipped, PaymentTaken)
 
 hasty = recording_group(
-    "hasty", ["orders"], OrderPlaced, parallelism=2, timeout=1.0, retry=outbox.Retry(base=0.05)
+    "hasty",
+    ["orders"],
+    OrderPlaced,
+    parallelism=2,
+    timeout=1.0,
+    retry=outbox.Retry(max_attempts=5, base=0.05),
 )
 doomed = recording_group(
     "doomed", ["orders"], OrderPlaced, parallelism=4, retry=outbox.Retry(max_attempts=5, base=0.05)
@@ -138,7 +143,9 @@ ledger.batch_handler(OrderPlaced)(record_batch("ledger"))
 desks.batch_handler(OrderPlaced)(record_batch("desks"))
 
 
-stackers = outbox.ConsumerGroup("stackers", channels=["orders"], retry=outbox.Retry(base=0.05))
+stackers = outbox.ConsumerGroup(
+    "stackers", channels=["orders"], retry=outbox.Retry(max_attempts=5, base=0.05)
+)
 
 
 @stackers.batch_handler(OrderPlaced)
