@@ -305,7 +305,7 @@ def test_a_parked_message_counts_as_handled():
     """The group has moved past it; `parked` tells about it."""
     Fault.objects.create(group="billing")
     position = publish_order(note="fragile")
-    for _ in range(5):
+    for _ in range(consumers.billing.retry.max_attempts):
         Cursor.objects.update(retry_at=None)
         worker("billing").run_once()
 

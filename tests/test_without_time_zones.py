@@ -84,7 +84,7 @@ def project(tmp_path, empty_database):
     a_project.write("shop/consumers.py", CONSUMERS)
     a_project.manage("migrate")
     a_project.run(PUBLISH)
-    a_project.manage("consume", "parking", "waiting", "--drain")
+    a_project.manage("consume", "parking", "waiting", "--drain", code=3)
     return a_project
 
 

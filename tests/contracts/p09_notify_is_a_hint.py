@@ -64,7 +64,7 @@ def times(process: subprocess.Popen[str], printed: Path) -> dict[int, float]:
     return {int(position): float(at) for position, at in map(str.split, lines)}
 
 
-def test_no_message_waits_longer_than_a_second(load):
+def test_no_message_waits_longer_than_two_seconds(load):
     """Single messages from four publishers with pauses, roll-backs and savepoints all wake their
     worker, although it polls only once a minute."""
     share = str(MESSAGES // PUBLISHERS)
@@ -79,7 +79,7 @@ def test_no_message_waits_longer_than_a_second(load):
     late = {
         position: handled[position] - committed[position]
         for position in committed
-        if handled[position] - committed[position] > 1
+        if handled[position] - committed[position] > 2
     }
     assert not late, f"{len(late)} of {len(committed)} waited up to {max(late.values()):.1f} s"
 
