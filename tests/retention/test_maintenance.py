@@ -49,7 +49,9 @@ def small_log(settings, tmp_path):
         if each.lower is not None:
             run(f"DROP TABLE {each.name}")
     run("SELECT setval('outbox_message_position_seq', 1000)")
-    segments._create(1, segments.DEFAULT_SIZE, "default")
+    for number in range(8):
+        size = segments.DEFAULT_SIZE
+        segments._create(max(1, number * size), (number + 1) * size, "default")
     ChannelRetention.objects.all().delete()
     ArchivedSegment.objects.all().delete()
     OperatorAction.objects.all().delete()
