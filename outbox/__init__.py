@@ -25,6 +25,7 @@ The map, in the order that data takes:
     management/     the commands `consume` and `outbox`
     migrations/     tables, triggers and functions; the functions stand in `sql/`
     embedded/       a throw-away PostgreSQL for demos and tests
+    monitoring/     numbers, health and traces, for a monitoring system
     admin/          the pages of Django's admin
 
 `testing` and `pytest_plugin` are for the tests of projects; `middleware` sets headers of a request.

@@ -59,6 +59,13 @@ class NotInstalled(OutboxError, ImproperlyConfigured):
     app: str
 
 
+class MissingExtra(OutboxError, ImproperlyConfigured):
+    """The module {module!r} is not installed: `pip install 'django-pgoutbox[{extra}]'`."""
+
+    extra: str
+    module: str
+
+
 class NotMigrated(OutboxError, ProgrammingError):
     """Database {using!r} lacks a table or function of the outbox: run `{command}`. ({reason})"""
 

@@ -8,6 +8,7 @@ from .erasures import Erase, Restore
 from .events import Events
 from .forgetting import Forget
 from .grants import Grants
+from .monitoring import Exporter
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
@@ -42,5 +43,6 @@ VERBS: list[type[Verb]] = [
     TakeSnapshot,
     Rebuild,
     Events,
+    Exporter,
 ]
 """In the order of the help."""
