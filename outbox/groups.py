@@ -287,13 +287,14 @@ def all_groups() -> list[ConsumerGroup]:
 
 
 @contextlib.contextmanager
-def isolated(*, empty: bool) -> Iterator[None]:
-    """Undo at the end of the block what it declares; see `outbox.testing.isolated_groups`."""
+def isolated(keep: Callable[[ConsumerGroup], bool]) -> Iterator[None]:
+    """Undo at the end what the block declares; it sees only the groups that `keep` accepts."""
     groups, pairs = dict(_registry), list(_duplicates)
     routes = {group: dict(group._routes) for group in groups.values()}
-    if empty:
-        _registry.clear()
-        _duplicates.clear()
+    for group in groups.values():
+        if not keep(group):
+            del _registry[group.name]
+    _duplicates[:] = [pair for pair in pairs if keep(pair[0])]
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def isolated_groups(*, empty: bool = False) -> contextlib.AbstractContextManager
     `empty`: whether the block begins without any group, so that `drain()` lets only those
     handle messages that the block declares.
     """
-    return groups.isolated(empty=empty)
+    return groups.isolated(keep=lambda group: not empty)
 
 
 _prepared: dict[str, int] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from outbox.testing import isolated_groups
+from outbox import groups
 from tests.support.server import OWN_SERVER
 
 pytest_plugins = [
@@ -23,7 +23,12 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _groups_of_the_project() -> Iterator[None]:
-    """A group that a test declares is forgotten at its end."""
-    with isolated_groups():
+def _groups_of_the_project(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A group that a test declares is forgotten at its end, and those of other test files are not seen."""
+    collected = {item.module.__name__ for item in request.session.items} - {request.module.__name__}
+
+    def is_of_the_project(group: groups.ConsumerGroup) -> bool:
+        return (group.declared_at or "").partition(":")[0] not in collected
+
+    with groups.isolated(keep=is_of_the_project):
         yield

@@ -18,6 +18,7 @@ from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
 from outbox.operations import replay
 from outbox.operations.audit import audit
 from outbox.operations.status import describe
+from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced, PaymentTaken
@@ -48,8 +49,17 @@ def flight_group(name, parallelism):
     return group
 
 
-replayed = {1: flight_group("replayed", 1), 4: flight_group("replayed-4", 4)}
-other = flight_group("replayed-other", 1)
+replayed: dict[int | str, outbox.ConsumerGroup] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flight_groups():
+    """The groups of this file, for its tests only."""
+    with isolated_groups():
+        replayed[1] = flight_group("replayed", 1)
+        replayed[4] = flight_group("replayed-4", 4)
+        replayed["other"] = flight_group("replayed-other", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +164,7 @@ def test_to_group_repeats_what_the_other_has_before_it(happened, group):
     """The group stands where another one stands, and both then handle the same."""
     flight_log.publish(happened)
     drain(group)
+    other = replayed["other"]
     Worker([other], batch_size=100).drain(max_messages=300)
 
     assert repeated(group, "--to-group", other.name) == (len(happened) - 300,) * 2
