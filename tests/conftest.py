@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from outbox import groups
-from tests.support.server import OWN_SERVER
+from tests.support import server
 
 pytest_plugins = [
     "tests.support.fixtures",
@@ -18,8 +18,14 @@ pytest_plugins = [
 ]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Each process of a run in several starts a server of its own."""
+    server.stop_own()
+
+
 def pytest_unconfigure() -> None:
-    OWN_SERVER.stop()
+    server.stop_own()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -100,39 +100,52 @@ def _problems(locked: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if found["version"] > locked["version"]:
         return problems
     old, new = locked["schema"], found["schema"]
-    for reason in _incompatible(_resolved(old, old), _resolved(new, new), old, new, ""):
+    for reason in _incompatible(old, new, _Compared(old, new), ""):
         problems.append(f"{reason} Or raise version= and read the stored payloads in upgrade().")
     return problems
 
 
+class _Compared(NamedTuple):
+    """The two schemas with their definitions, and the pairs of definitions being compared."""
+
+    old: dict[str, Any]
+    new: dict[str, Any]
+    open: frozenset[tuple[str, str]] = frozenset()
+
+
 def _incompatible(
-    old: dict[str, Any], new: dict[str, Any], olds: Any, news: Any, path: str
+    old: dict[str, Any], new: dict[str, Any], compared: _Compared, path: str
 ) -> list[str]:
     """Return why a value of the old schema may not decode by the new one."""
-    old, new = _resolved(old, olds), _resolved(new, news)
+    pair = (old.get("$ref", ""), new.get("$ref", ""))
+    if pair in compared.open:  # a type that contains itself
+        return []
+    if all(pair):
+        compared = compared._replace(open=compared.open | {pair})
+    old, new = _resolved(old, compared.old), _resolved(new, compared.new)
     if old == new and "$ref" not in json.dumps(old):
         return []
     place = path.lstrip(".") or "the payload"
     if "anyOf" in old:
-        return [
-            each for part in old["anyOf"] for each in _incompatible(part, new, olds, news, path)
-        ][:1]
+        return [each for part in old["anyOf"] for each in _incompatible(part, new, compared, path)][
+            :1
+        ]
     if "anyOf" in new:
-        fits = any(not _incompatible(old, part, olds, news, path) for part in new["anyOf"])
+        fits = any(not _incompatible(old, part, compared, path) for part in new["anyOf"])
         return [] if fits else [f"{place} was {_kind(old)}, which it may not be any more."]
     if not new:
         return []
     if old.get("type") == "object" == new.get("type") and "properties" in new:
-        return _incompatible_fields(old, new, olds, news, path)
+        return _incompatible_fields(old, new, compared, path)
     if old.get("type") == "array" == new.get("type"):
-        return _incompatible_items(old, new, olds, news, path)
+        return _incompatible_items(old, new, compared, path)
     if _is_wider(old, new):
         return []
     return [f"{place} was {_kind(old)} and is {_kind(new)}: keep the old type, or a union of both."]
 
 
 def _incompatible_fields(
-    old: dict[str, Any], new: dict[str, Any], olds: Any, news: Any, path: str
+    old: dict[str, Any], new: dict[str, Any], compared: _Compared, path: str
 ) -> list[str]:
     before, after = old.get("properties", {}), new["properties"]
     reasons = [
@@ -147,12 +160,12 @@ def _incompatible_fields(
         if name not in always
     ]
     for name in before.keys() & after.keys():
-        reasons += _incompatible(before[name], after[name], olds, news, f"{path}.{name}")
+        reasons += _incompatible(before[name], after[name], compared, f"{path}.{name}")
     return sorted(reasons)
 
 
 def _incompatible_items(
-    old: dict[str, Any], new: dict[str, Any], olds: Any, news: Any, path: str
+    old: dict[str, Any], new: dict[str, Any], compared: _Compared, path: str
 ) -> list[str]:
     limits = ("minItems", "maxItems", "prefixItems")
     if any(old.get(limit) != new.get(limit) for limit in limits if limit in new):
@@ -160,7 +173,7 @@ def _incompatible_items(
     if isinstance(new.get("items"), dict):
         items = old.get("items", {})
         return _incompatible(
-            items if isinstance(items, dict) else {}, new["items"], olds, news, f"{path}[]"
+            items if isinstance(items, dict) else {}, new["items"], compared, f"{path}[]"
         )
     return []
 

@@ -77,6 +77,31 @@ def test_a_change_that_may_not_read_what_is_stored_is_refused(registry, change, 
     assert problems_after(fields, version=2) == []
 
 
+class Part(msgspec.Struct):
+    """A type that contains itself."""
+
+    name: str
+    parts: list[Part] = []
+
+
+class SparePart(msgspec.Struct, rename={"spares": "parts"}):
+    """The same, with a part that has a name of another type."""
+
+    name: int
+    spares: list[SparePart] = []
+
+
+def test_a_type_that_contains_itself_is_compared_once(registry):
+    """The gate comes to an end, and still sees a change inside it."""
+    declare({"id": (int,), "part": (Part,)})
+    lock = event_lock.current()
+
+    assert event_lock.check(lock) == []
+    declare({"id": (int,), "part": (SparePart,)})
+    (problem,) = event_lock.check(lock)
+    assert "part.name was string and is integer" in problem
+
+
 def test_a_type_that_is_gone_or_renamed_is_refused_without_its_old_name(registry):
     """`was=` names it."""
     (problem,) = problems_after(BASE, type="Built")
