@@ -15,7 +15,7 @@ import outbox
 from outbox.models import Cursor, Message, ParkedMessage
 from tests.shop.models import Effect
 from tests.support.harness import handled, stored, value
-from tests.support.processes import manage, wait_until
+from tests.support.processes import MANAGE, manage, run_process, wait_until
 from tests.support.publishing import publish_order, publish_orders
 from tests.test_ranges import out_of_order, uncounted
 
@@ -223,6 +223,28 @@ def test_a_drain_with_several_processes_ends_when_all_is_done():
 
     assert drained.returncode == 0, drained.stderr
     assert sorted(handled("doomed")) == stored()
+
+
+MANY_OPEN_FILES = f"""
+import os, resource, runpy, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
+read, write = os.pipe()
+held = [os.dup(read) for _ in range(1100)]
+sys.argv = [{str(MANAGE)!r}, *sys.argv[1:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+def test_processes_with_more_than_1024_open_files_work(processes):
+    """The supervisor and the watch over a worker take descriptors that select() refuses."""
+    publish_orders(100)
+    drained = run_process("-c", MANY_OPEN_FILES, "consume", "doomed", "--drain", *processes)
+
+    assert drained.returncode == 0, drained.stderr
+    assert sorted(handled("doomed")) == stored()
+    assert "out of range" not in drained.stderr
 
 
 def test_a_worker_that_has_handled_enough_makes_room_for_a_new_one(start_command):

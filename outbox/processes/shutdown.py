@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from .. import database
 from .exit_codes import ExitCode
 
 logger = logging.getLogger("outbox.worker")
@@ -77,7 +77,7 @@ class Lifeline(threading.Thread):
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
                 self._leave(ExitCode.GRACE, "the grace period is over")
-            readable, _, _ = select.select(watched, [], [], left)
+            readable = database.wait_readable(watched, left)
             if self.parent in readable:
                 watched.remove(self.parent)
                 self._tell(min(self.grace, ORPHAN_GRACE))

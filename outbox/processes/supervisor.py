@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from django.db import DatabaseError, connections
 
+from .. import database
 from ..conf import log_alias
 from ..consuming import crashes
 from ..consuming import in_flight as in_hand
@@ -299,6 +299,6 @@ def _wait(inbox: int | None) -> list[int]:
     if inbox is None:
         time.sleep(TICK)
         return []
-    readable, _, _ = select.select([inbox], [], [], TICK)
+    readable = database.wait_readable([inbox], TICK)
     numbers = os.read(inbox, 64) if readable else b""
     return [number for number in numbers if number in SIGNALS]
