@@ -5,13 +5,15 @@ savepoints and prints a line "position commit-time" for each message that commit
 are about as long as a worker needs to go idle; after one in a hundred messages comes a silence in
 which a lost wake-up shows.
 
-`python -m tests.support.wakeup_load consume CHANNEL COUNT` handles COUNT messages and prints a line
-"position handling-time" for each.
+`python -m tests.support.wakeup_load consume CHANNEL` handles messages until it is told to stop and
+prints a line "position handling-time" for each. Nothing but a NOTIFY wakes it within a minute: it
+does not look again soon at a range that another worker holds either.
 """
 
 from __future__ import annotations
 
 import random
+import signal
 import sys
 import time
 
@@ -22,7 +24,7 @@ django.setup()
 from django.db import transaction  # noqa: E402
 
 import outbox  # noqa: E402
-from outbox.consuming.notifications import Wakeups  # noqa: E402
+from outbox.consuming import notifications  # noqa: E402
 from outbox.worker import Worker  # noqa: E402
 
 POLL_INTERVAL = 60.0
@@ -59,15 +61,18 @@ def attempt(channel: str, dice: random.Random) -> int | None:
     return position
 
 
-def consume(channel: str, count: int) -> None:
+def consume(channel: str) -> None:
+    notifications.LOCKED_WAIT = POLL_INTERVAL
     group = outbox.ConsumerGroup(channel, channels=[channel])
     group.handler("Tick")(tick)
-    wakeups = Wakeups([group], "default", poll_interval=POLL_INTERVAL, linger=0.0)
-    Worker([group], wakeups=wakeups).run(max_messages=count)
+    wakeups = notifications.Wakeups([group], "default", poll_interval=POLL_INTERVAL, linger=0.0)
+    worker = Worker([group], wakeups=wakeups)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "publish":
         publish(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        consume(sys.argv[2], int(sys.argv[3]))
+        consume(sys.argv[2])
