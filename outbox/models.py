@@ -104,8 +104,8 @@ class Cursor(LogModel):
     slot_to = models.SmallIntegerField(_("last slot"))
     position = models.BigIntegerField(_("position"))
     generation = models.IntegerField(_("generation"), db_default=0)
-    base_position = models.BigIntegerField(_("counted from"))
-    seen_position = models.BigIntegerField(_("highest position ever reached"))
+    counted_from = models.BigIntegerField(_("counted from"))
+    max_position = models.BigIntegerField(_("highest position ever reached"))
     processed = models.BigIntegerField(_("processed"), db_default=0)
     skipped = models.BigIntegerField(_("skipped"), db_default=0)
     parked = models.BigIntegerField(_("parked"), db_default=0)
@@ -121,8 +121,8 @@ class Cursor(LogModel):
     lease_token = models.BigIntegerField(_("fencing token"), db_default=0)
     leased_until = models.DateTimeField(_("leased until"), null=True)
     leased_by = models.TextField(_("leased by"), db_default="")
-    served_at = models.DateTimeField(_("last claimed"), db_default=ClockTimestamp())
-    updated_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
+    last_served_at = models.DateTimeField(_("last claimed"), db_default=ClockTimestamp())
+    last_commit_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
 
     class Meta:
         db_table = "outbox_cursor"
@@ -216,7 +216,7 @@ class Snapshot(LogModel):
     last_key = models.JSONField(_("last primary key"), null=True)
     emitted = models.BigIntegerField(_("emitted messages"), db_default=0)
     started_at = models.DateTimeField(_("started at"), db_default=ClockTimestamp())
-    updated_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
+    last_commit_at = models.DateTimeField(_("last commit"), db_default=ClockTimestamp())
     finished_at = models.DateTimeField(_("finished at"), null=True)
 
     class Meta:

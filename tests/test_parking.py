@@ -236,7 +236,7 @@ def redrive_everything(group):
 def test_what_is_parked_before_a_reset_point_is_not_counted_again(trouble):
     """Messages parked below the position that counting starts from leave the count alone."""
     Cursor.objects.filter(group="scripted").update(
-        base_position=trouble.positions[-1], processed=0, skipped=0
+        counted_from=trouble.positions[-1], processed=0, skipped=0
     )
     trouble.faults.clear()
     redrives.redrive(trouble.group, key="a")

@@ -35,11 +35,11 @@ UNCOUNTED = """
     SELECT sum(
         (SELECT count(*) FROM outbox_message AS m
          WHERE m.channel = c.channel AND m.slot BETWEEN slot_from AND slot_to
-           AND m.position > base_position AND m.position <= c.position)
+           AND m.position > counted_from AND m.position <= c.position)
         - processed - skipped
         - (SELECT count(*) FROM outbox_parked_message AS p
            WHERE p."group" = c."group" AND p.channel = c.channel
-             AND p.slot BETWEEN slot_from AND slot_to AND p.position > base_position)
+             AND p.slot BETWEEN slot_from AND slot_to AND p.position > counted_from)
     ) FROM outbox_cursor AS c WHERE c."group" = %s
 """
 
@@ -71,7 +71,7 @@ def keys():
 def move(group, slots, position):
     """Put one range of a group at a position."""
     Cursor.objects.filter(group=group, slot_from=slots[0]).update(
-        position=position, seen_position=position, generation=F("generation") + 1
+        position=position, max_position=position, generation=F("generation") + 1
     )
 
 
@@ -211,7 +211,7 @@ def test_a_failed_message_stays_with_its_slot(keys):
     handled_meanwhile = handled("billing")
     move("billing", LEFT, failed - 1)
     move("billing", RIGHT, failed - 1)
-    Cursor.objects.filter(group="billing").update(seen_position=F("position"))
+    Cursor.objects.filter(group="billing").update(max_position=F("position"))
     ranges.scale("billing", 1, timeout=0)
 
     assert states == [(0, None), (1, failed)]
@@ -250,7 +250,7 @@ def test_the_counters_add_up_over_any_reshaping():
             place = dice.choice([0, *stored()][: turn * 20])
             Cursor.objects.filter(id=row.id).update(
                 position=place,
-                base_position=place,
+                counted_from=place,
                 processed=0,
                 skipped=0,
                 generation=F("generation") + 1,
@@ -278,7 +278,7 @@ def test_a_merge_waits_until_replays_are_through(keys):
     last = stored()[-1]
     row = Cursor.objects.get(group="billing")
 
-    assert (row.position, row.seen_position) == (last, last)
+    assert (row.position, row.max_position) == (last, last)
 
 
 def test_a_leased_range_is_not_cut_under_its_worker():
@@ -347,7 +347,7 @@ def test_one_worker_serves_all_ranges_in_turn():
     one = worker("billing", batch_size=10)
     for _ in range(8):
         one.run_once()
-        served.append(Cursor.objects.filter(group="billing").latest("served_at").slot_from)
+        served.append(Cursor.objects.filter(group="billing").latest("last_served_at").slot_from)
 
     assert sorted(served[:4]) == [first for first, _ in cursors.slot_ranges(4)]
     assert served[4:] == served[:4]

@@ -239,7 +239,7 @@ def _headers(model: type[models.Model], using: str) -> dict[str, str] | None:
 
 
 def _save(state: Snapshot) -> None:
-    state.updated_at = datetime.datetime.now(datetime.UTC)
+    state.last_commit_at = datetime.datetime.now(datetime.UTC)
     state.save()
 
 

@@ -45,7 +45,7 @@ class Claim:
     """The process that leased the range last."""
     transaction: str | None
     """The id of the transaction that locked the row; None where the lease is the proof."""
-    seen_position: int
+    max_position: int
     parked: int
     """How many messages of the range are parked; 0 saves the look for their keys."""
     attempts: int
@@ -74,7 +74,7 @@ class Claim:
             key,
             type_name,
             self.attempts + 1 if position == self.failed_position else 1,
-            position <= self.seen_position,
+            position <= self.max_position,
             self.group,
             payload,
             headers,

@@ -76,7 +76,7 @@ def park_behind(claim: Claim, positions: Sequence[int], using: str) -> None:
     parameters = {
         "group": claim.group,
         "positions": list(positions),
-        "seen_position": claim.seen_position,
+        "max_position": claim.max_position,
     }
     if _execute("park_behind", parameters, using) != len(positions):
         raise StaleClaim(cursor=claim.id)

@@ -114,9 +114,9 @@ class Migration(migrations.Migration):
                 ("slot_to", models.SmallIntegerField(verbose_name="last slot")),
                 ("position", models.BigIntegerField(verbose_name="position")),
                 ("generation", models.IntegerField(db_default=0, verbose_name="generation")),
-                ("base_position", models.BigIntegerField(verbose_name="counted from")),
+                ("counted_from", models.BigIntegerField(verbose_name="counted from")),
                 (
-                    "seen_position",
+                    "max_position",
                     models.BigIntegerField(verbose_name="highest position ever reached"),
                 ),
                 ("processed", models.BigIntegerField(db_default=0, verbose_name="processed")),
@@ -143,13 +143,13 @@ class Migration(migrations.Migration):
                 ("leased_until", models.DateTimeField(null=True, verbose_name="leased until")),
                 ("leased_by", models.TextField(db_default="", verbose_name="leased by")),
                 (
-                    "served_at",
+                    "last_served_at",
                     models.DateTimeField(
                         db_default=outbox.models.ClockTimestamp(), verbose_name="last claimed"
                     ),
                 ),
                 (
-                    "updated_at",
+                    "last_commit_at",
                     models.DateTimeField(
                         db_default=outbox.models.ClockTimestamp(), verbose_name="last commit"
                     ),
@@ -193,7 +193,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "updated_at",
+                    "last_commit_at",
                     models.DateTimeField(
                         db_default=outbox.models.ClockTimestamp(), verbose_name="last commit"
                     ),

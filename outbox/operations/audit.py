@@ -52,7 +52,7 @@ class _Range(NamedTuple):
     channel: str
     slot_from: int
     slot_to: int
-    base_position: int
+    counted_from: int
     position: int
     processed: int
     skipped: int

@@ -64,7 +64,7 @@ class RangeStatus:
     position: int
     lag: int
     """Messages not handled yet, the ones above the horizon included."""
-    lag_is_bound: bool
+    lag_is_lower_bound: bool
     """Whether there may be more of them than were counted."""
     lag_seconds: float
     """Age of the oldest of them, 0 when there is none."""
@@ -120,7 +120,7 @@ class RangeRow:
     slot_from: int
     slot_to: int
     position: int
-    seen_position: int
+    max_position: int
     generation: int
     processed: int
     skipped: int
@@ -132,10 +132,10 @@ class RangeRow:
     paused_until: datetime.datetime | None
     leased_until: datetime.datetime | None
     leased_by: str
-    served_at: datetime.datetime
-    updated_at: datetime.datetime
+    last_served_at: datetime.datetime
+    last_commit_at: datetime.datetime
     messages: int
-    is_bound: bool
+    is_lower_bound: bool
     oldest: datetime.datetime | None
     now: datetime.datetime
     last_position: int
@@ -149,7 +149,7 @@ def _range(
     if status == "stalled" and not owner and horizon.held_by is not None:
         why += f"; the horizon is held back by {horizon.held_by}"
     # The server's clock may have been set back since the last commit.
-    idle_seconds = max(0.0, (row.now - row.updated_at).total_seconds())
+    idle_seconds = max(0.0, (row.now - row.last_commit_at).total_seconds())
     return RangeStatus(
         group=row.group,
         channel=row.channel,
@@ -159,7 +159,7 @@ def _range(
         why=why,
         position=row.position,
         lag=max(row.messages, int(row.oldest is not None)),
-        lag_is_bound=row.is_bound,
+        lag_is_lower_bound=row.is_lower_bound,
         lag_seconds=max(0.0, (row.now - row.oldest).total_seconds()) if row.oldest else 0.0,
         rate=round(row.rate * math.exp(-idle_seconds / RATE_SECONDS), 1),
         processed=row.processed,
@@ -169,7 +169,7 @@ def _range(
         last_error=row.last_error,
         owner=owner,
         generation=row.generation,
-        last_commit=row.updated_at,
+        last_commit=row.last_commit_at,
     )
 
 
@@ -200,14 +200,14 @@ def _judge(
     if row.last_error:
         tried = f"attempt {row.attempts} failed" if row.attempts else "it waits"
         return "failing", f"{tried}: {row.last_error}"
-    starts = [row.updated_at, row.oldest, row.paused_until, row.leased_until]
+    starts = [row.last_commit_at, row.oldest, row.paused_until, row.leased_until]
     waited = (row.now - max(start for start in starts if start is not None)).total_seconds()
     if waited > patience:
         has = f"{owner} has it in hand" if owner else "no worker has it in hand"
         return "stalled", f"messages wait and nothing was committed for {waited:.0f} s; {has}"
-    if row.position < row.seen_position:
-        return "replaying", f"up to position {row.seen_position}"
-    if row.oldest <= row.served_at:
+    if row.position < row.max_position:
+        return "replaying", f"up to position {row.max_position}"
+    if row.oldest <= row.last_served_at:
         return "behind", "messages wait since before the last batch began"
     return "ok", ""
 

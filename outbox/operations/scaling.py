@@ -55,7 +55,7 @@ class _Row(NamedTuple):
     slot_from: int
     slot_to: int
     position: int
-    seen_position: int
+    max_position: int
     is_leased: bool
     is_stuck: bool
     """Paused or backing off."""
@@ -234,6 +234,6 @@ def _meeting_point(rows: list[_Row]) -> int:
     Not before their highest seen position when these differ: up to there the merged range could
     not tell which of its messages are replayed.
     """
-    if len({row.seen_position for row in rows}) > 1:
-        return max(row.seen_position for row in rows)
+    if len({row.max_position for row in rows}) > 1:
+        return max(row.max_position for row in rows)
     return max(row.position for row in rows)

@@ -49,7 +49,7 @@ class GroupStatus:
     head: int
     """The highest position drawn so far, in any channel."""
     lag: int
-    lag_is_bound: bool
+    lag_is_lower_bound: bool
     lag_seconds: float
     rate: float
     parked: int
@@ -187,7 +187,7 @@ def _summary(
         position=min(each.position for each in pending or ranges),
         head=head,
         lag=sum(each.lag for each in ranges),
-        lag_is_bound=any(each.lag_is_bound for each in ranges),
+        lag_is_lower_bound=any(each.lag_is_lower_bound for each in ranges),
         lag_seconds=max(each.lag_seconds for each in ranges),
         rate=round(sum(each.rate for each in ranges), 1),
         parked=sum(each.parked for each in ranges),
@@ -229,7 +229,7 @@ def _never_run(name: str, head: int, using: str) -> GroupStatus:
         position=0 if channels else head,
         head=head,
         lag=sum(messages for messages, _, _ in backlogs),
-        lag_is_bound=any(is_bound for _, is_bound, _ in backlogs),
+        lag_is_lower_bound=any(is_lower_bound for _, is_lower_bound, _ in backlogs),
         lag_seconds=max((seconds for _, _, seconds in backlogs), default=0.0),
         rate=0.0,
         parked=0,
@@ -245,5 +245,5 @@ def _never_run(name: str, head: int, using: str) -> GroupStatus:
 def _backlog(channel: str, using: str) -> tuple[int, bool, float]:
     with connections[using].cursor() as cursor:
         run_statement(cursor, "see_backlog", {"channel": channel, "most": LAG_BUDGET})
-        messages, is_bound, seconds = cursor.fetchone()
-    return messages, is_bound, seconds
+        messages, is_lower_bound, seconds = cursor.fetchone()
+    return messages, is_lower_bound, seconds

@@ -9,7 +9,7 @@ SELECT pg_advisory_xact_lock(
 -- name: create_cursors
 -- Under lock_group_shape; does nothing when the group has a cursor in the channel.
 INSERT INTO outbox_cursor
-    ("group", channel, slot_from, slot_to, position, base_position, seen_position)
+    ("group", channel, slot_from, slot_to, position, counted_from, max_position)
 SELECT
     %(group)s::text, %(channel)s::text, slots.first, slots.last,
     begin.at, begin.at, begin.at
@@ -50,7 +50,7 @@ SELECT outbox_advance_v1(
 -- Locks the cursors it moves, which are known to be idle, and skips locked ones. Moves none when the
 -- log was emptied since that was learnt.
 UPDATE outbox_cursor
-SET position = %(horizon)s, seen_position = GREATEST(seen_position, %(horizon)s)
+SET position = %(horizon)s, max_position = GREATEST(max_position, %(horizon)s)
 WHERE id IN (
     SELECT c.id
     FROM outbox_cursor AS c

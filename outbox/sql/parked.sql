@@ -21,7 +21,7 @@ INSERT INTO outbox_parked_message (
 )
 SELECT
     %(group)s::text, m.channel, m.position, m.key, m.slot, m.type, m.payload, m.headers,
-    m.created_at, m.position <= %(seen_position)s, 'blocked'
+    m.created_at, m.position <= %(max_position)s, 'blocked'
 FROM outbox_message AS m
 WHERE m.position = ANY(%(positions)s::bigint[])
   AND EXISTS (
@@ -88,11 +88,11 @@ LIMIT 1
 DELETE FROM outbox_parked_message WHERE "group" = %(group)s AND position = %(position)s
 
 -- name: count_released
--- lock_slot holds the row's lock. Messages below base_position are not counted there.
+-- lock_slot holds the row's lock. Messages below counted_from are not counted there.
 UPDATE outbox_cursor
 SET parked = parked - 1,
-    processed = processed + CASE WHEN base_position < %(position)s THEN %(processed)s ELSE 0 END,
-    skipped = skipped + CASE WHEN base_position < %(position)s THEN %(skipped)s ELSE 0 END
+    processed = processed + CASE WHEN counted_from < %(position)s THEN %(processed)s ELSE 0 END,
+    skipped = skipped + CASE WHEN counted_from < %(position)s THEN %(skipped)s ELSE 0 END
 WHERE id = %(id)s
 RETURNING true
 

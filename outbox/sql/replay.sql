@@ -5,9 +5,9 @@
 -- Under lock_cursors; a batch or lease from before is refused by generation and token.
 UPDATE outbox_cursor
 SET position = %(position)s,
-    base_position = %(position)s,
-    seen_position = CASE WHEN seen_position > outbox_last_position() THEN %(position)s
-                         ELSE seen_position END,
+    counted_from = %(position)s,
+    max_position = CASE WHEN max_position > outbox_last_position() THEN %(position)s
+                         ELSE max_position END,
     generation = generation + 1,
     processed = 0,
     skipped = 0,
@@ -27,7 +27,7 @@ SET position = %(position)s,
     leased_until = NULL,
     hold_position = NULL,
     hold_until = NULL,
-    updated_at = clock_timestamp()
+    last_commit_at = clock_timestamp()
 WHERE id = %(id)s
 
 -- name: pause_cursors
@@ -44,7 +44,7 @@ WHERE id = ANY(%(ids)s::bigint[]) AND paused_until > clock_timestamp()
 -- Under lock_cursors: moves one range past its next message.
 UPDATE outbox_cursor
 SET position = %(position)s,
-    seen_position = GREATEST(seen_position, %(position)s),
+    max_position = GREATEST(max_position, %(position)s),
     generation = generation + 1,
     skipped = skipped + 1,
     attempts = 0,
@@ -54,7 +54,7 @@ SET position = %(position)s,
     last_error = '',
     lease_token = lease_token + 1,
     leased_until = NULL,
-    updated_at = clock_timestamp()
+    last_commit_at = clock_timestamp()
 WHERE id = %(id)s
 RETURNING outbox_signal_waiters("group")
 

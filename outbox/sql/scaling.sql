@@ -4,7 +4,7 @@
 -- Reads the cursor rows of one channel; the search for pending messages walks
 -- outbox_message_by_channel.
 SELECT
-    id, slot_from, slot_to, position, seen_position,
+    id, slot_from, slot_to, position, max_position,
     leased_until IS NOT NULL AND leased_until > clock_timestamp(),
     COALESCE(GREATEST(retry_at, paused_until) > clock_timestamp(), false),
     hold_position IS NOT NULL
@@ -15,7 +15,7 @@ WHERE "group" = %(group)s AND channel = %(channel)s AND slot_from BETWEEN %(firs
 -- name: lock_shape
 -- Under lock_group_shape; holds the cursor rows until commit and waits for the batches in hand.
 SELECT
-    id, slot_from, slot_to, position, seen_position,
+    id, slot_from, slot_to, position, max_position,
     leased_until IS NOT NULL AND leased_until > clock_timestamp(),
     COALESCE(GREATEST(retry_at, paused_until) > clock_timestamp(), false),
     false
@@ -27,15 +27,15 @@ FOR UPDATE
 -- name: split_range
 -- Under lock_shape: the part from a slot on. The counters stay on the first part.
 INSERT INTO outbox_cursor (
-    "group", channel, slot_from, slot_to, position, generation, base_position, seen_position,
+    "group", channel, slot_from, slot_to, position, generation, counted_from, max_position,
     rate, attempts, failed_position, failed_since, retry_at, last_error, paused_until,
-    served_at, updated_at
+    last_served_at, last_commit_at
 )
 SELECT
-    "group", channel, %(slot)s, slot_to, position, generation, base_position, seen_position,
+    "group", channel, %(slot)s, slot_to, position, generation, counted_from, max_position,
     rate * (slot_to - %(slot)s + 1) / (slot_to - slot_from + 1),
     attempts, failed_position, failed_since, retry_at, last_error, paused_until,
-    served_at, updated_at
+    last_served_at, last_commit_at
 FROM outbox_cursor
 WHERE id = %(id)s
 
@@ -72,32 +72,32 @@ WHERE "group" = %(group)s AND channel = %(channel)s AND hold_until IS NOT NULL
 -- Under lock_shape, the first of them becomes all of them; they have nothing up to the position.
 -- What one part had before it began to count, and another counts, goes to the skipped ones.
 WITH parts AS (
-    SELECT *, min(base_position) OVER () AS lowest_base
+    SELECT *, min(counted_from) OVER () AS lowest_base
     FROM outbox_cursor
     WHERE id = ANY(%(ids)s::bigint[])
 ), whole AS (
     SELECT
         max(slot_to) AS slot_to,
-        max(seen_position) AS seen_position,
-        min(base_position) AS base_position,
+        max(max_position) AS max_position,
+        min(counted_from) AS counted_from,
         sum(processed) AS processed,
         sum(skipped + (
             SELECT count(*)
             FROM outbox_message AS m
             WHERE m.channel = parts.channel
-              AND m.position > lowest_base AND m.position <= base_position
+              AND m.position > lowest_base AND m.position <= counted_from
               AND m.slot BETWEEN slot_from AND parts.slot_to
         ) - (
             SELECT count(*)
             FROM outbox_parked_message AS p
             WHERE p."group" = parts."group" AND p.channel = parts.channel
-              AND p.position > lowest_base AND p.position <= base_position
+              AND p.position > lowest_base AND p.position <= counted_from
               AND p.slot BETWEEN slot_from AND parts.slot_to
         )) AS skipped,
         sum(rate) AS rate,
         max(paused_until) AS paused_until,
-        min(served_at) AS served_at,
-        max(updated_at) AS updated_at
+        min(last_served_at) AS last_served_at,
+        max(last_commit_at) AS last_commit_at
     FROM parts
 ), failed AS (
     SELECT attempts, failed_position, failed_since, retry_at, last_error
@@ -109,8 +109,8 @@ WITH parts AS (
 UPDATE outbox_cursor AS c
 SET slot_to = whole.slot_to,
     position = %(position)s,
-    seen_position = GREATEST(whole.seen_position, %(position)s),
-    base_position = whole.base_position,
+    max_position = GREATEST(whole.max_position, %(position)s),
+    counted_from = whole.counted_from,
     processed = whole.processed,
     skipped = whole.skipped,
     rate = whole.rate,
@@ -120,8 +120,8 @@ SET slot_to = whole.slot_to,
     retry_at = failed.retry_at,
     last_error = COALESCE(failed.last_error, ''),
     paused_until = whole.paused_until,
-    served_at = whole.served_at,
-    updated_at = whole.updated_at
+    last_served_at = whole.last_served_at,
+    last_commit_at = whole.last_commit_at
 FROM whole LEFT JOIN failed ON true
 WHERE c.id = (%(ids)s::bigint[])[1]
 
@@ -164,7 +164,7 @@ WHERE failure.id = c.id
 -- name: describe_ranges
 -- Reads the cursor rows and pg_locks; counts by outbox_message_by_channel up to a bound.
 SELECT
-    seen.channel, slot_from, slot_to, position, backlog.messages, backlog.is_bound, owner,
+    seen.channel, slot_from, slot_to, position, backlog.messages, backlog.is_lower_bound, owner,
     CASE WHEN owner <> '' THEN 'working'
          WHEN paused_until > clock_timestamp() THEN 'paused'
          WHEN failed_position IS NOT NULL THEN 'failing'

@@ -3,9 +3,9 @@
 -- name: see_ranges
 -- Reads the cursors; walks outbox_message_by_channel up to a number of messages for all of them.
 SELECT
-    id, "group", channel, slot_from, slot_to, position, seen_position, generation, processed,
+    id, "group", channel, slot_from, slot_to, position, max_position, generation, processed,
     skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
-    served_at, updated_at, rate, backlog.messages, backlog.is_bound, backlog.oldest,
+    last_served_at, last_commit_at, rate, backlog.messages, backlog.is_lower_bound, backlog.oldest,
     clock_timestamp() AS now, outbox_last_position() AS last_position
 FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(
@@ -21,7 +21,7 @@ ORDER BY "group", channel, slot_from
 -- Walks outbox_message_by_channel: all that a group without a cursor has before it.
 SELECT
     messages,
-    is_bound,
+    is_lower_bound,
     GREATEST(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
 FROM outbox_backlog(%(channel)s, 0, 0, 32767, %(most)s)
 
@@ -86,7 +86,7 @@ ORDER BY floors.floor, COALESCE(prepared, xact_start)
 -- name: audit_ranges
 -- One snapshot of cursors, parked messages and the log; walks outbox_message_by_channel.
 SELECT
-    c.channel, c.slot_from, c.slot_to, c.base_position, c.position, c.processed, c.skipped,
+    c.channel, c.slot_from, c.slot_to, c.counted_from, c.position, c.processed, c.skipped,
     c.parked,
     (
         SELECT count(*)
@@ -101,13 +101,13 @@ SELECT
         WHERE p."group" = c."group"
           AND p.channel = c.channel
           AND p.slot BETWEEN c.slot_from AND c.slot_to
-          AND p.position > c.base_position
+          AND p.position > c.counted_from
     ),
     (
         SELECT count(*)
         FROM outbox_message AS m
         WHERE m.channel = c.channel
-          AND m.position > c.base_position
+          AND m.position > c.counted_from
           AND m.position <= c.position
           AND m.slot BETWEEN c.slot_from AND c.slot_to
     )
@@ -118,7 +118,8 @@ ORDER BY c.channel, c.slot_from
 -- name: failing_ranges
 -- Reads the cursors; counts by outbox_message_by_channel up to a number of messages.
 SELECT
-    "group", channel, failed_position, attempts, last_error, backlog.messages, backlog.is_bound
+    "group", channel, failed_position, attempts, last_error, backlog.messages,
+    backlog.is_lower_bound
 FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(channel, position, slot_from, slot_to, %(most)s) AS backlog
 WHERE "group" = ANY(%(groups)s::text[]) AND attempts > 0 AND failed_position > position

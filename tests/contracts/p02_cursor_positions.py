@@ -83,7 +83,7 @@ def test_a_cursor_does_not_get_above_the_sequence():
     with pytest.raises(IntegrityError, match="cannot be at"):
         Cursor.objects.create(
             group="other", channel="orders", slot_from=0, slot_to=32767, position=last + 1,
-            base_position=0, seen_position=0,
+            counted_from=0, max_position=0,
         )  # fmt: skip
 
     assert rows.get().position == last
@@ -261,7 +261,7 @@ def test_a_reset_clears_what_a_cursor_above_the_log_has_seen(session):
     cursor = cursor_of("billing")
     drain("billing")
 
-    assert cursor.seen_position == cursor.position
+    assert cursor.max_position == cursor.position
     assert handled("billing")[old:] == published
 
 

@@ -163,7 +163,7 @@ def test_nothing_unread_is_removed(small_log, settings):
     publish(250, days=2)
     run(
         'INSERT INTO outbox_cursor ("group", channel, slot_from, slot_to, position, '
-        "base_position, seen_position) VALUES ('slow', 'goods', 0, 32767, 120, 0, 120)"
+        "counted_from, max_position) VALUES ('slow', 'goods', 0, 32767, 120, 0, 120)"
     )
 
     done = maintenance.maintain("default")
@@ -181,7 +181,7 @@ def test_a_reset_is_clamped_to_what_the_channel_still_has(small_log, settings):
     maintenance.maintain("default")
     run(
         'INSERT INTO outbox_cursor ("group", channel, slot_from, slot_to, position, '
-        "base_position, seen_position) VALUES ('late', 'goods', 0, 32767, 240, 0, 240)"
+        "counted_from, max_position) VALUES ('late', 'goods', 0, 32767, 240, 0, 240)"
     )
 
     (move,) = replay.reset("late", position=0)

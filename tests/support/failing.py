@@ -102,12 +102,12 @@ def account(group: str) -> tuple[int, int]:
                 sum(processed + skipped + (
                     SELECT count(*) FROM outbox_parked_message AS p
                     WHERE p."group" = c."group" AND p.channel = c.channel
-                      AND p.slot BETWEEN slot_from AND slot_to AND p.position > base_position
+                      AND p.slot BETWEEN slot_from AND slot_to AND p.position > counted_from
                 ))::int,
                 sum((
                     SELECT count(*) FROM outbox_message AS m
                     WHERE m.channel = c.channel AND m.slot BETWEEN slot_from AND slot_to
-                      AND m.position > base_position AND m.position <= c.position
+                      AND m.position > counted_from AND m.position <= c.position
                 ))::int,
                 bool_and(parked = (
                     SELECT count(*) FROM outbox_parked_message AS p

@@ -135,9 +135,9 @@ def ago(time: datetime.datetime | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def at_least(number: int, is_bound: bool) -> str:
+def at_least(number: int, is_lower_bound: bool) -> str:
     """Return a count, with a plus sign when there may be more."""
-    return f"{number}+" if is_bound else str(number)
+    return f"{number}+" if is_lower_bound else str(number)
 
 
 def slots(first: int, last: int) -> str:

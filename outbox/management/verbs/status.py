@@ -95,7 +95,7 @@ class Check(Verb):
         if printer.as_json:
             printer.json(dataclasses.asdict(state) | {"past": past})
         else:
-            lag = at_least(state.lag, state.lag_is_bound)
+            lag = at_least(state.lag, state.lag_is_lower_bound)
             printer.line(
                 f"{state.group} {printer.status(state.status)}: lag {lag}, "
                 f"{state.lag_seconds:.1f} s, {state.parked} parked"
@@ -110,7 +110,7 @@ def _row(state: GroupStatus) -> list[Any]:
         state.status,
         state.position,
         state.head,
-        at_least(state.lag, state.lag_is_bound),
+        at_least(state.lag, state.lag_is_lower_bound),
         state.lag_seconds,
         state.rate,
         state.parked,
@@ -121,7 +121,7 @@ def _row(state: GroupStatus) -> list[Any]:
 
 def _print_summary(printer: Printer, description: Description) -> None:
     state = description.summary
-    lag = at_least(state.lag, state.lag_is_bound)
+    lag = at_least(state.lag, state.lag_is_lower_bound)
     oldest = f", the oldest {state.lag_seconds:.1f} s old" if state.lag else ""
     why = f": {state.why}" if state.why else ""
     done = f"{state.processed} processed, {state.skipped} skipped, {state.parked} parked"
@@ -177,7 +177,7 @@ def _print_ranges(printer: Printer, ranges: list[RangeStatus]) -> None:
             slots(each.slot_from, each.slot_to),
             each.status,
             each.position,
-            at_least(each.lag, each.lag_is_bound),
+            at_least(each.lag, each.lag_is_lower_bound),
             each.lag_seconds,
             each.rate,
             each.parked,

@@ -75,13 +75,13 @@ $$;
 -- whether there are more, and since when the oldest waits. The same index walk.
 CREATE FUNCTION outbox_backlog(
     of_channel text, after bigint, first_slot integer, last_slot integer, most bigint
-) RETURNS TABLE (messages bigint, is_bound boolean, oldest timestamptz)
+) RETURNS TABLE (messages bigint, is_lower_bound boolean, oldest timestamptz)
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
 BEGIN
     SELECT count(*) FILTER (WHERE walked.slot BETWEEN first_slot AND last_slot), count(*) = most
-    INTO messages, is_bound
+    INTO messages, is_lower_bound
     FROM (
         SELECT m.slot
         FROM outbox_message AS m
@@ -89,7 +89,7 @@ BEGIN
         ORDER BY m.position
         LIMIT most
     ) AS walked;
-    IF messages > 0 OR is_bound THEN
+    IF messages > 0 OR is_lower_bound THEN
         SELECT m.created_at INTO oldest
         FROM outbox_message AS m
         WHERE m.channel = of_channel

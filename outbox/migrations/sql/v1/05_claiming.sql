@@ -61,12 +61,12 @@ BEGIN ATOMIC
         'lease_token', c.lease_token,
         'leased_by', c.leased_by,
         'transaction', pg_current_xact_id_if_assigned()::text,
-        'seen_position', c.seen_position,
+        'max_position', c.max_position,
         'parked', c.parked,
         'attempts', c.attempts,
         'failed_position', c.failed_position,
         'rate', c.rate,
-        'idle_seconds', extract(epoch FROM clock_timestamp() - c.updated_at),
+        'idle_seconds', extract(epoch FROM clock_timestamp() - c.last_commit_at),
         'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
         'until', until
     )::text;
@@ -112,7 +112,7 @@ BEGIN
         FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)
         CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
         WHERE outbox_batch_limit(c, horizon) > c.position
-        ORDER BY array_position(of_groups, mine."group"), c.served_at
+        ORDER BY array_position(of_groups, mine."group"), c.last_served_at
     LOOP
         CONTINUE WHEN
             candidate.generation = idle_generations[array_position(idle_ids, candidate.id)];

@@ -20,7 +20,7 @@ BEGIN
     FOR attempt IN 1..3 LOOP
         UPDATE outbox_cursor AS c
         SET position = to_position,
-            seen_position = GREATEST(c.seen_position, to_position),
+            max_position = GREATEST(c.max_position, to_position),
             processed = c.processed + more_processed,
             skipped = c.skipped + more_skipped,
             parked = c.parked + more_parked,
@@ -33,8 +33,8 @@ BEGIN
             retry_at = clock_timestamp() + make_interval(secs => retry_delay),
             last_error = COALESCE(error, c.last_error),
             leased_until = clock_timestamp() + make_interval(secs => lease),
-            served_at = transaction_timestamp(),
-            updated_at = clock_timestamp()
+            last_served_at = transaction_timestamp(),
+            last_commit_at = clock_timestamp()
         WHERE c.ctid = (
                   SELECT n.ctid FROM outbox_cursor AS n WHERE n.id <= cursor_id ORDER BY n.id DESC LIMIT 1
               )

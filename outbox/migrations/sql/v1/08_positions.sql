@@ -21,7 +21,7 @@ BEGIN
     IF current_setting('session_replication_role') = 'replica' THEN
         RETURN NEW;
     ELSIF TG_OP = 'INSERT' THEN
-        IF NEW.updated_at < transaction_timestamp() THEN
+        IF NEW.last_commit_at < transaction_timestamp() THEN
             RETURN NEW;
         END IF;
     ELSIF NEW.position = OLD.position THEN
@@ -56,8 +56,8 @@ BEGIN
     LOCK TABLE outbox_message IN SHARE ROW EXCLUSIVE MODE;
     UPDATE outbox_cursor AS c
     SET position = unread.first - 1,
-        base_position = unread.first - 1,
-        seen_position = unread.first - 1,
+        counted_from = unread.first - 1,
+        max_position = unread.first - 1,
         generation = generation + 1,
         lease_token = lease_token + 1,
         leased_until = NULL,
@@ -75,7 +75,7 @@ BEGIN
             ON m.channel = behind.channel
            AND m.position <= behind.position
            AND m.slot BETWEEN behind.slot_from AND behind.slot_to
-           AND m.created_at > behind.updated_at
+           AND m.created_at > behind.last_commit_at
         WHERE behind.position > outbox_last_position()
         GROUP BY behind.id
     ) AS unread
