@@ -127,7 +127,7 @@ def _groups(using: str) -> list[Metric]:
     for state in states:
         values = {
             "lag_messages": state.lag,
-            "lag_is_lower_bound": state.lag_is_bound,
+            "lag_is_lower_bound": state.lag_is_lower_bound,
             "lag_seconds": state.lag_seconds,
             "parked_messages": state.parked,
             "workers": state.workers,
