@@ -38,7 +38,7 @@ UNREADABLE = [
 ]
 
 
-@pytest.mark.parametrize("payload", EQUAL_KEYS, ids=repr)
+@pytest.mark.parametrize("payload", EQUAL_KEYS)
 def test_equal_keys_in_one_object_are_refused(payload):
     """jsonb keeps one of them: the other value would vanish in silence."""
     with pytest.raises(UnencodableValue) as refused:
@@ -83,7 +83,7 @@ FINE = [
 ]
 
 
-@pytest.mark.parametrize("payload", FINE, ids=repr)
+@pytest.mark.parametrize("payload", FINE)
 def test_keys_that_differ_are_kept(payload):
     """Equal keys in different objects, quotes in texts and white space in raw JSON are no reason to refuse."""
     text = encode(payload, "payload")
