@@ -3,6 +3,7 @@ ARGS ?=
 
 VENV := .venv
 VENV_PSYCOPG3 := .venv-psycopg3
+VENV_DOCS := .venv-docs
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 CONTRACTS := tests/test_environment.py tests/contracts
 PER_DRIVER := $(CONTRACTS) tests/test_driver.py tests/test_outages.py tests/capture
@@ -50,12 +51,14 @@ lint: $(VENV)/installed ## check format, style, types and the direction of impor
 bench: $(VENV)/installed ## measure, each figure beside its floor
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 
-docs: ## write the table of settings, and check that the links between the pages lead somewhere
-	$(PYTHON) docs/settings_table.py
+docs: $(VENV)/installed $(VENV_DOCS)/installed ## write what the pages show of the code, check their links, and build the site into site/
+	$(VENV)/bin/python docs/settings_table.py
+	$(VENV)/bin/python docs/reference.py
 	$(PYTHON) docs/check_links.py
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict --quiet
 
 clean: ## delete the environments and everything that was built
-	rm -rf $(VENV) $(VENV_PSYCOPG3) .venv-versions build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_PSYCOPG3) $(VENV_DOCS) .venv-versions build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c '$(CHECK_PYTHON)'
@@ -70,4 +73,11 @@ $(VENV_PSYCOPG3)/installed: pyproject.toml
 	$(PYTHON) -c '$(WITHOUT_PSYCOPG2)' > $(VENV_PSYCOPG3)/requirements.txt
 	$(VENV_PSYCOPG3)/bin/python $(PIP_INSTALL) --requirement $(VENV_PSYCOPG3)/requirements.txt
 	$(VENV_PSYCOPG3)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+$(VENV_DOCS)/installed: pyproject.toml
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	$(PYTHON) -m venv --clear $(VENV_DOCS)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV_DOCS)/requirements.txt
+	$(VENV_DOCS)/bin/python $(PIP_INSTALL) --requirement $(VENV_DOCS)/requirements.txt
 	@touch $@

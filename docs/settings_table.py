@@ -25,6 +25,7 @@ def rows() -> list[str]:
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             key = ast.unparse(field.target).upper()
             default = ast.unparse(field.value) if field.value else ""
+            default = default.replace("dataclasses.field(default_factory=dict)", "{}")
             meaning = " ".join(str(ast.literal_eval(text.value)).split())
             found.append(f"| `{key}` | `{default}` | {meaning} |\n")
     return found

@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.support.failing",
     "tests.support.pgbouncer",
     "tests.support.project",
+    "tests.support.wheel",
     "tests.support.witness",
 ]
 

@@ -6,9 +6,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+import outbox
 from tests.support.processes import ROOT
 
-SETTINGS = ROOT / "docs" / "settings.md"
+DOCS = ROOT / "docs"
+SETTINGS = DOCS / "settings.md"
 
 
 def test_the_page_of_settings_shows_every_key_with_its_default():
@@ -17,6 +21,23 @@ def test_the_page_of_settings_shows_every_key_with_its_default():
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_reference_shows_the_code():
+    """It is written from docstrings, signatures and parsers by `make docs`."""
+    command = [sys.executable, ROOT / "docs" / "reference.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", outbox.__all__)
+def test_every_public_name_is_in_the_reference_and_in_another_page(name):
+    """Beside the reference, a page shows how it is used."""
+    pages = {page.name: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
+
+    assert f"\n### outbox.{name}\n" in pages.pop("reference.md")
+    assert any(re.search(rf"\boutbox\.{name}\b", text) for text in pages.values())
 
 
 def test_the_page_of_settings_lists_every_system_check():

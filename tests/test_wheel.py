@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from outbox.embedded import database_from_url
 from tests.support.processes import ROOT, open_session
+from tests.support.wheel import run
 
 DATABASE = "outbox_wheel"
 Run: TypeAlias = Callable[..., str]
@@ -78,22 +78,6 @@ PROJECT = {
 }
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture
-def installed(wheel: Path, tmp_path: Path) -> Path:
-    """The wheel alone, installed into a folder; its dependencies are this environment's."""
-    folder = tmp_path / "installed"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, wheel)
-    return folder
-
-
 @pytest.fixture
 def in_project(installed: Path, tmp_path: Path) -> Iterator[Run]:
     """Run Python in a new project with an empty database, where `outbox` is the installed wheel."""
@@ -115,14 +99,6 @@ def in_project(installed: Path, tmp_path: Path) -> Iterator[Run]:
     )
     session.cursor().execute(f"DROP DATABASE {DATABASE}")
     session.close()
-
-
-def run(*arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        arguments, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
