@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from django.db import IntegrityError, OperationalError, connections
 
-from . import database, events, payloads, positions
+from . import database, events, observers, payloads, positions
 from .encoding import encode
 from .exceptions import OutboxError, PayloadTooLarge, PositionTaken, StreamConflict
 from .sql import array, run_statement
@@ -40,6 +40,10 @@ class LogState(NamedTuple):
 
 def append(draft: events.Draft, using: str) -> int:
     """Store one message in the current transaction and return its position."""
+    return observers.publish([draft], lambda drafts: [_append(drafts[0], using)])[0]
+
+
+def _append(draft: events.Draft, using: str) -> int:
     parameters = {
         "channel": draft.channel,
         "key": draft.key,
@@ -52,13 +56,19 @@ def append(draft: events.Draft, using: str) -> int:
         return int(cursor.fetchone()[0])
 
 
-def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> tuple[int, int]:
-    """Append one message to the stream of its key; return its position and its version.
+def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
+    """Append one message to the stream of its key; return its position.
 
     `expected`: the version at which the stream must stand, None for any. Waits for other writers of
     the stream. Raises StreamConflict; then nothing is stored, and the transaction can go on unless
     the conflict was a deadlock.
     """
+    return observers.publish(
+        [draft], lambda drafts: [_append_to_stream(drafts[0], expected, using)]
+    )[0]
+
+
+def _append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
     parameters = {
         "channel": draft.channel,
         "key": draft.key,
@@ -79,7 +89,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> t
         raise
     if position is None:
         raise StreamConflict(**conflict, actual=version)
-    return position, version
+    return int(position)
 
 
 def open_guards(using: str) -> list[dict[tuple[str, str], int]]:
@@ -101,6 +111,10 @@ def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
     """Store messages with one statement and return their positions, in the given order."""
     if not drafts:
         return []
+    return observers.publish(drafts, lambda final: _append_many(final, using))
+
+
+def _append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
     parameters = {
         "messages": _encode_batch(drafts),
         "channels": array({draft.channel for draft in drafts}),

@@ -73,8 +73,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> i
         )
     if expected is not None and not is_number(expected, 0, 2**63 - 1, whole=True):
         raise InvalidStream(f"expected={expected!r}: use a whole number from 0 on, or None.")
-    position, _ = message_log.append_to_stream(draft, expected, using)
-    return position
+    return message_log.append_to_stream(draft, expected, using)
 
 
 def publish_many(

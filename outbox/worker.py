@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from django.db import Error, connections, transaction
 
-from . import database, message_log, outages, positions
+from . import database, message_log, observers, outages, positions
 from . import groups as group_registry
 from .conf import log_alias, settings
 from .consuming import cursors, leased, outcomes, transactional
@@ -126,7 +127,7 @@ class Worker:
                         outcomes.write(batch.outcome(), self.using)
             except (Error, StaleClaim) as error:
                 if batch is not None:
-                    return delivery.recover(batch, error)
+                    return self._count(batch, delivery.recover(batch, error))
                 if database.is_conflict(error):
                     return 0
                 raise
@@ -155,8 +156,18 @@ class Worker:
         self._unfinished = batch
         moved = DELIVERIES[batch.group.delivery].finish(batch)
         self._unfinished = None
+        return self._count(batch, moved)
+
+    def _count(self, batch: Batch, moved: int) -> int:
         self.handled += moved
+        for after in observers.after_batch:
+            after(batch.group.name, batch.claim.channel, moved, time.monotonic() - batch.began_at)
         return moved
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has a session in which it can claim, and was not told to stop."""
+        return self._is_registered and not self._stopping
 
     def register(self) -> None:
         """Create the cursors that the groups lack; raises ImpossiblePosition."""

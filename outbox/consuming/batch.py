@@ -59,9 +59,11 @@ class Batch:
     deadline: float = 0.0
     """The same, later while a failing message is searched for."""
 
+    began_at: float = dataclasses.field(default_factory=time.monotonic)
+
     def __post_init__(self) -> None:
         self.session = connections[self.using].connection
-        self.ends_at = self.deadline = time.monotonic() + settings().batch_seconds
+        self.ends_at = self.deadline = self.began_at + settings().batch_seconds
 
     @property
     def is_single(self) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import observers
 from ..events import Message
 from ..exceptions import FailedAt, NotAwaited
 from ..groups import ConsumerGroup, Route
@@ -79,17 +80,45 @@ def run(
     failed = _prepare(group, messages, most_together or len(messages), calls, skipped)
     if failed is not None:
         return failed
+
+    def run_calls() -> Done | Failed:
+        seconds: list[float] | None = [] if observers.after_calls else None
+        try:
+            return _call_handlers(calls, skipped, messages, after_call, note, deadline, seconds)
+        finally:
+            for after in observers.after_calls:
+                after(group.name, [call[3] for call in calls[: len(seconds or ())]], seconds or ())
+
+    result: Done | Failed = observers.handle(run_calls, group.name, messages)
+    return result
+
+
+def _call_handlers(
+    calls: Sequence[_Call],
+    skipped: Sequence[int],
+    messages: Sequence[Message],
+    after_call: AfterCall,
+    note: Note,
+    deadline: float,
+    seconds: list[float] | None,
+) -> Done | Failed:
+    """Call the handlers in order; `seconds`: takes what each call took, None when nothing asks."""
+    call = observers.call if observers.around_call else None
     now = time.monotonic()
     for start, stop, position, route, event, message in calls:
         before = now
         try:
             note(position, route.timeout)
-            result = route.handler(event, message)
+            result = call(route.handler, event, message) if call else route.handler(event, message)
             if result is not None:
                 _refuse_awaitable(result)
             now = time.monotonic()
+            if seconds is not None:
+                seconds.append(now - before)
             after_call(position, now - before)
         except FAILURES as error:
+            if seconds is not None and now == before:
+                seconds.append(time.monotonic() - before)
             note(0, None)
             return _failed(messages, start, stop, error, bisect.bisect_left(skipped, start))
         if now >= deadline and stop < len(messages):

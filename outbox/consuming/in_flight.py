@@ -16,7 +16,7 @@ from typing import NamedTuple
 Note = Callable[[int, float | None], None]
 
 SIZE = 64
-CURSOR, POSITION, TIMEOUT, CALLS, BEATS, HANDLED, PID = range(7)
+CURSOR, POSITION, TIMEOUT, CALLS, BEATS, HANDLED, PID, READY = range(8)
 
 
 class State(NamedTuple):
@@ -34,6 +34,8 @@ class State(NamedTuple):
     handled: int
     """Messages moved past since the process began."""
     pid: int
+    ready: int
+    """1 while the worker has a session in which it can claim, and was not told to stop."""
 
 
 class InHand:
@@ -47,7 +49,7 @@ class InHand:
 
     def read(self) -> State:
         """Return what is there now."""
-        return State(*self._cells[: PID + 1])
+        return State(*self._cells)
 
     def begin(self) -> None:
         """Forget what was there; the numbers are about this process from now on."""
@@ -58,10 +60,11 @@ class InHand:
         """Note that no message is in hand."""
         self._cells[POSITION] = 0
 
-    def turn(self, handled: int) -> None:
+    def turn(self, handled: int, is_ready: bool) -> None:
         """Note a turn of the worker's loop."""
         self._cells[BEATS] += 1
         self._cells[HANDLED] = handled
+        self._cells[READY] = is_ready
 
     def noter(self, cursor_id: int) -> Note:
         """Return the function that notes a call for a message of a cursor; position 0 ends it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..consuming.in_flight import InHand
@@ -22,7 +23,8 @@ class Pulse:
     """Beats at each turn of a worker's loop.
 
     `record`: where turns are counted. `heartbeat_file`: touched about once a second.
-    `max_memory`: megabytes above which the worker is stopped after its batch.
+    `max_memory`: megabytes above which the worker is stopped after its batch. `each_turn`: called,
+    too.
     """
 
     def __init__(
@@ -31,23 +33,37 @@ class Pulse:
         *,
         heartbeat_file: Path | None = None,
         max_memory: int | None = None,
+        each_turn: Callable[[], object] = lambda: None,
     ) -> None:
         self.record = record
         self.heartbeat_file = heartbeat_file
         self.max_memory = max_memory
+        self.each_turn = each_turn
         self.is_full = False
         """Whether the worker was stopped for its memory."""
         self._touched_at = 0.0
+        self._turned_at = time.monotonic()
+        self._is_ready: Callable[[], bool] = bool
 
     def attach(self, worker: Worker) -> None:
         """Beat at each turn of this worker."""
         worker.each_turn = lambda: self.beat(worker)
+        self._is_ready = lambda: worker.is_ready
+
+    def quiet_seconds(self) -> float:
+        """Return the seconds since the last turn of the loop."""
+        return time.monotonic() - self._turned_at
+
+    def is_ready(self) -> bool:
+        """Tell whether the worker can claim; safe in another thread."""
+        return self._is_ready()
 
     def beat(self, worker: Worker) -> None:
         """Count a turn, touch the file, look at the memory."""
         if self.record is not None:
-            self.record.turn(worker.handled)
-        now = time.monotonic()
+            self.record.turn(worker.handled, worker.is_ready)
+        now = self._turned_at = time.monotonic()
+        self.each_turn()
         if self.heartbeat_file is not None and now - self._touched_at >= TOUCH_SECONDS:
             self.heartbeat_file.touch()
             self._touched_at = now

@@ -58,17 +58,22 @@ class Seat:
     since: float = 0.0
     """When `calls` changed last."""
     beats: int = 0
+    turns: int = 0
+    turned_at: float = dataclasses.field(default_factory=time.monotonic)
+    """When the number of turns changed last, or the process was started."""
     ended_for: str = ""
     """Why we ended the process."""
 
-    def start(self, command: Sequence[str]) -> None:
+    def start(self, command: Sequence[str], tallies: Path | None) -> None:
         """Start a process; the seat's numbers are about it from now on."""
         self.in_hand.begin()
-        self.calls, self.beats, self.ended_for = 0, 0, ""
+        self.calls, self.beats, self.turns, self.ended_for = 0, 0, 0, ""
+        self.turned_at = time.monotonic()
+        file = tallies / f"worker-{self.number}" if tallies else ""
         theirs, self.lifeline = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [*command, "--supervised", f"{theirs},{self.fd}"],
+                [*command, "--supervised", f"{theirs},{self.fd},{file}"],
                 pass_fds=(theirs, self.fd),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
@@ -102,7 +107,8 @@ class Supervisor:
 
     `using`: the database alias, for the failures of messages that killed a worker. `grace`:
     seconds that workers have to finish their batch when told to stop. `is_drain`: workers end
-    by themselves. `heartbeat_file`: touched while all workers make progress.
+    by themselves. `heartbeat_file`: touched while all workers make progress. `tallies`: a folder
+    where each worker keeps what it counts in a file, which its successor goes on with.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Supervisor:
         grace: float = 30.0,
         is_drain: bool = False,
         heartbeat_file: Path | None = None,
+        tallies: Path | None = None,
     ) -> None:
         using = log_alias(using)
         self.command = list(command)
@@ -121,6 +128,9 @@ class Supervisor:
         self.grace = grace
         self.is_drain = is_drain
         self.heartbeat_file = heartbeat_file
+        self.tallies = tallies
+        self.deaths = 0
+        """How many workers ended in another way than they should."""
         self.result: int = ExitCode.DONE
         self.seats: list[Seat] = []
         self._stop_by: float | None = None
@@ -152,6 +162,17 @@ class Supervisor:
         for seat in self.seats:
             seat.send(signal.SIGTERM)
 
+    def quiet_seconds(self) -> float:
+        """Return the seconds since the last turn of the worker that has been quiet for longest."""
+        now = time.monotonic()
+        return max((now - seat.turned_at for seat in list(self.seats)), default=0.0)
+
+    def is_ready(self) -> bool:
+        """Tell whether every worker runs and can claim; safe in another thread."""
+        seats = list(self.seats)
+        is_up = all(seat.process and seat.in_hand.read().ready for seat in seats)
+        return bool(seats) and is_up and self._stop_by is None
+
     def _hear(self, number: int) -> None:
         if self._stop_by is None:
             return self.stop()
@@ -171,6 +192,8 @@ class Supervisor:
                 self._start(seat)
             return
         state = seat.in_hand.read()
+        if state.beats != seat.turns:
+            seat.turns, seat.turned_at = state.beats, now
         if seat.process.poll() is not None:
             self._bury(seat, state)
         elif self._stop_by is not None and now > self._stop_by:
@@ -181,7 +204,7 @@ class Supervisor:
 
     def _start(self, seat: Seat) -> None:
         try:
-            seat.start(self.command)
+            seat.start(self.command, self.tallies)
         except OSError:
             logger.exception("worker %d could not be started", seat.number)
             seat.failures += 1
@@ -198,6 +221,7 @@ class Supervisor:
         seat.failures = 0 if state.handled else seat.failures
         is_fine = code in (ExitCode.DONE, ExitCode.MEMORY, ExitCode.FAILED_CHECK)
         seat.failures += not is_fine
+        self.deaths += not is_fine
         logger.log(
             logging.INFO if is_fine else logging.WARNING,
             "worker %d (pid %d) ended: %s",

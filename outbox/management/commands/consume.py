@@ -27,12 +27,14 @@ from ...consuming import crashes, in_flight
 from ...consuming.in_flight import InHand
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
+from ...monitoring import health
 from ...operations import status
 from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Pulse
 from ...processes.shutdown import SIGNALS, Lifeline
 from ...processes.supervisor import Supervisor
 from ...worker import Worker
+from ..verbs.monitoring import address, serving
 
 logger = logging.getLogger("outbox.worker")
 
@@ -66,6 +68,12 @@ class Command(BaseCommand):
         add = parser.add_argument_group("watching it").add_argument
         add("--heartbeat-file", type=Path, metavar="FILE", help="touch it while there is progress")
         add("--state-file", type=Path, metavar="FILE", help="recognise what killed its predecessor")
+        add(
+            "--health-port",
+            type=address,
+            metavar="[ADDRESS:]PORT",
+            help="serve /livez, /readyz and /metrics there",
+        )
         add("--supervised", type=descriptors, help=SUPPRESS)
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -126,32 +134,44 @@ class Command(BaseCommand):
     def _start(self, options: dict[str, Any]) -> int:
         if options["supervised"] or not options["processes"]:
             return self._work(options)
-        return Supervisor(
-            autoreload.get_child_arguments(),
-            options["processes"],
-            using=options["database"],
-            grace=options["grace"],
-            is_drain=options["drain"],
-            heartbeat_file=options["heartbeat_file"],
-        ).run()
+        port = options["health_port"]
+        with health.tallies_folder(port is not None) as folder:
+            supervisor = Supervisor(
+                autoreload.get_child_arguments(),
+                options["processes"],
+                using=options["database"],
+                grace=options["grace"],
+                is_drain=options["drain"],
+                heartbeat_file=options["heartbeat_file"],
+                tallies=folder,
+            )
+            metrics = health.SupervisorMetrics(folder, lambda: supervisor.deaths)
+            with serving(port, supervisor, metrics):
+                return supervisor.run()
 
     def _work(self, options: dict[str, Any]) -> int:
-        parent, shared = options["supervised"] or (None, None)
+        parent, shared, tallies_file = options["supervised"] or (None, None, None)
+        port = None if options["supervised"] else options["health_port"]
         record = in_flight.keep(shared) if shared is not None else None
         if options["state_file"]:
             record = take_over(options["state_file"], options["database"])
         if record is not None:
             record.begin()
+        tallies = health.tallies_of_worker(tallies_file, port is not None)
         pulse = Pulse(
             record,
             heartbeat_file=None if options["supervised"] else options["heartbeat_file"],
             max_memory=options["max_memory"],
+            each_turn=tallies.turn if tallies else lambda: None,
         )
         worker = self._worker(options)
         pulse.attach(worker)
         failing: list[status.FailingRange] = []
         try:
-            with stopping(worker, options["grace"], parent, record):
+            with (
+                serving(port, pulse, tallies.collect if tallies else tuple),
+                stopping(worker, options["grace"], parent, record),
+            ):
                 log_start(worker)
                 worker.run(
                     max_messages=options["max_messages"],
@@ -163,6 +183,9 @@ class Command(BaseCommand):
                 logger.info("worker stopped: %d messages handled", worker.handled)
         except OutboxError as error:
             raise CommandError(str(error)) from error
+        finally:
+            if tallies is not None:
+                tallies.write()
         if options["verbosity"] > 0 and not options["supervised"]:
             self.stderr.write(f"{worker.handled} messages handled")
         for each in failing:
@@ -268,7 +291,7 @@ def seconds(text: str) -> float:
     return number
 
 
-def descriptors(text: str) -> tuple[int, int]:
-    """Return the two file descriptors that a supervisor hands over."""
-    parent, _, shared = text.partition(",")
-    return int(parent), int(shared)
+def descriptors(text: str) -> tuple[int, int, Path | None]:
+    """Return two file descriptors and the file of tallies that a supervisor hands over."""
+    parent, shared, tallies = text.split(",", 2)
+    return int(parent), int(shared), Path(tallies) if tallies else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from ...exceptions import MissingExtra
+from ...monitoring import health
 from ...monitoring.http_server import HttpServer, parse_address
 from ...processes.exit_codes import ExitCode
 from .printer import Printer
@@ -25,6 +28,31 @@ def address(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not PORT or ADDRESS:PORT, as in 0.0.0.0:9187 or [::]:9187 ({error})"
         ) from None
+
+
+@contextlib.contextmanager
+def serving(
+    where: tuple[str, int] | None, watched: health.Watched, metrics: health.Metrics
+) -> Iterator[None]:
+    """Serve the health of a worker or supervisor within the block; None: serve nothing.
+
+    An address that cannot be had is a usage error.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(health.served(where, watched, metrics))
+        except OSError as error:
+            raise not_served(where, "--health-port", error) from error
+        yield
+
+
+def not_served(where: tuple[str, int] | None, option: str, error: OSError) -> CommandError:
+    """Return the error for an address and port at which nothing can be served."""
+    host, port = where or ("", 0)
+    return CommandError(
+        f"{host}:{port} cannot be served ({error.strerror}): choose another {option}.",
+        returncode=ExitCode.USAGE,
+    )
 
 
 class Exporter(Verb):
@@ -61,11 +89,7 @@ class Exporter(Verb):
         try:
             server = HttpServer(options["port"], {"/metrics": lambda _: exporter.page(using)})
         except OSError as error:
-            host, port = options["port"]
-            raise CommandError(
-                f"{host}:{port} cannot be served: {error.strerror}; choose another --port.",
-                returncode=ExitCode.USAGE,
-            ) from error
+            raise not_served(options["port"], "--port", error) from error
         printer.note(f"Serving {server.url}/metrics")
         printer.close()
         handlers = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
