@@ -21,6 +21,7 @@ The map, in the order that data takes:
     changes/        model changes as messages, by trigger
     retention/      segments, the partitions of the log: rules, maintenance, archive, erasure
     streams/        append at an expected version, guards, event-sourced models
+    relays/         messages sent to other systems: Kafka, NATS, Redis, RabbitMQ, AWS, HTTP
     sql/            the statements, a file per topic, and their loader
     management/     the commands `consume` and `outbox`
     migrations/     tables, triggers and functions; the functions stand in `sql/`
@@ -50,6 +51,7 @@ from .exceptions import (
 from .groups import ConsumerGroup
 from .headers import context
 from .publisher import publish, publish_many, publish_raw
+from .relays.relay import Relay
 from .retry import Retry
 from .streams.guards import guard
 from .streams.stream import stream
@@ -67,6 +69,7 @@ __all__ = [
     "Message",
     "OutboxError",
     "PermanentError",
+    "Relay",
     "Retry",
     "RetryAfter",
     "StreamConflict",

@@ -333,6 +333,25 @@ class PermanentError(OutboxError):
     """The handler says that trying again cannot help."""
 
 
+class RecordRefused(PermanentError):
+    """The destination refuses the record for good: {reason}."""
+
+    reason: str
+    sent: int
+    """How many records of the batch, from the first one on, the destination has confirmed."""
+
+
+class DestinationUnavailable(OutboxError):
+    """The destination cannot be reached or does not work: {reason}. The relay waits and tries \
+again; no message is parked."""
+
+    reason: str
+    sent: int
+    """How many records of the batch, from the first one on, the destination has confirmed."""
+    seconds: float | None
+    """After how many seconds the destination wants the next try; None when it does not say."""
+
+
 class WorkerDied(OutboxError):
     """The worker's process ended while it handled the message: {reason}."""
 

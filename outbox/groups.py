@@ -48,6 +48,8 @@ class Route:
     handler: Callable[..., Any]
     is_batch: bool
     timeout: float | None
+    most_together: int | None = None
+    """With "at_least_once" the most messages for one call of a batch handler; None: no limit."""
 
     def event_of(self, message: events.Message) -> Any:
         """Return what the handler takes as the event of a message.
@@ -111,7 +113,7 @@ class ConsumerGroup:
         self.lease = lease
         self.timeout = timeout
         self.savepoint_per_message = savepoint_per_message
-        self.declared_at = _place(sys._getframe(1))
+        self.declared_at = _place(_declaration(self))
         """Module and line of the declaration; None inside a function."""
         self.ignored_types: set[str] = set()
         """Names of types that the group passes over on purpose; see `ignores`."""
@@ -317,6 +319,14 @@ def _register(group: ConsumerGroup) -> None:
         if known.channels != group.channels or (len(places) > 1 and None not in places):
             _duplicates.append((known, group))
     _registry[group.name] = group
+
+
+def _declaration(group: ConsumerGroup) -> types.FrameType:
+    """Return the frame that makes the group: the first that is no `__init__` of it."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_locals.get("self") is group:
+        frame = frame.f_back
+    return frame
 
 
 def _place(frame: types.FrameType) -> str | None:

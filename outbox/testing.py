@@ -1,7 +1,7 @@
 """Tools for the tests of projects that use the outbox; they work inside plain `TestCase`.
 
 `drain` lets groups handle what is pending; `published` says what was published;
-`isolated_groups` forgets the groups that a test declares.
+`isolated_groups` forgets the groups that a test declares; `sink_contract` tests a relay's sink.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from .encoding import Key, encode, key_text
 from .groups import ConsumerGroup
 from .operations import tail
 from .operations.tail import StoredMessage
+from .relays.contract import Received, sink_contract
 from .worker import Worker
+
+__all__ = [
+    "Published",
+    "Received",
+    "drain",
+    "isolated_groups",
+    "published",
+    "sink_contract",
+]
 
 EventType = TypeVar("EventType")
 

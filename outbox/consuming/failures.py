@@ -22,6 +22,7 @@ from django.db import transaction
 from .. import database, events, signals
 from ..exceptions import (
     ConnectionLost,
+    DestinationUnavailable,
     FailedAt,
     PermanentError,
     RetryAfter,
@@ -102,7 +103,7 @@ def decide(
     if is_parked:
         return judged("stay")
     if _blames_no_message(group, error, failing_seconds):
-        return judged("wait", unblamed_delay(failing_seconds))
+        return judged("wait", _wait_of(error, failing_seconds))
     if isinstance(error, UnknownMessageType):
         return judged("park")
     is_over = isinstance(error, PermanentError | UndecodableMessage) or group.retry.is_exhausted(
@@ -115,12 +116,14 @@ def decide(
 
 
 def _blames_no_message(group: ConsumerGroup, error: BaseException, failing_seconds: float) -> bool:
-    """Tell whether an error is due to the server's state, or to a type of another release.
+    """Tell whether an error is due to a server's state, or to a type of another release.
 
     A connection that a leased handler lost is a chance the first time, and not the second.
     """
     if isinstance(error, ConnectionLost):
         return failing_seconds == 0
+    if isinstance(error, DestinationUnavailable):
+        return True
     if isinstance(error, UnknownMessageType) or (
         isinstance(error, UndecodableMessage) and error.is_newer
     ):
@@ -131,6 +134,12 @@ def _blames_no_message(group: ConsumerGroup, error: BaseException, failing_secon
 def unblamed_delay(failing_seconds: float) -> float:
     """Return the seconds until the next attempt where no message is blamed: they double."""
     return min(max(failing_seconds, FIRST_WAIT), LONGEST_WAIT)
+
+
+def _wait_of(error: BaseException, failing_seconds: float) -> float:
+    """Return the seconds to wait: what a destination asks for, or what doubles."""
+    wanted = error.seconds if isinstance(error, DestinationUnavailable) else None
+    return unblamed_delay(failing_seconds) if wanted is None else min(wanted, LONGEST_DELAY)
 
 
 def cause_of(error: BaseException) -> BaseException:

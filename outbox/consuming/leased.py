@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
 
 from django.db import Error, connections, transaction
@@ -29,6 +30,9 @@ from .handlers import Done, Failed
 from .outcomes import Outcome
 
 logger = logging.getLogger("outbox.consuming")
+
+current_claim: ContextVar[Claim | None] = ContextVar("current_claim", default=None)
+"""The leased range whose messages a handler gets now; None outside of it, as in a redrive."""
 
 
 def begin(batch: Batch) -> None:
@@ -84,7 +88,11 @@ def recover(batch: Batch, error: Error | StaleClaim) -> int:
 def _run(part: Batch) -> Done | Failed:
     """Call the handlers; a session that ended meanwhile is no message's failure the first time."""
     connection = connections[part.using]
-    result = part.run(_nothing_to_check)
+    token = current_claim.set(part.claim)
+    try:
+        result = part.run(_nothing_to_check)
+    finally:
+        current_claim.reset(token)
     is_lost = connection.connection is not None and database.is_lost(connection.connection)
     if isinstance(result, Failed) and is_lost:
         return dataclasses.replace(result, cause=ConnectionLost(failures.error_text(result.cause)))
@@ -224,7 +232,8 @@ def _parts(batch: Batch) -> Iterator[Batch]:
     for stop in range(1, len(rows)):
         route = routes.get(rows[stop][2])
         is_together = route is routes.get(rows[start][2]) and (route is None or route.is_batch)
-        if not is_together:
+        is_full = route is not None and stop - start == route.most_together
+        if is_full or not is_together:
             yield batch.part(rows[start:stop], rows[stop - 1][0])
             start = stop
     yield batch.part(rows[start:], batch.end_position)
