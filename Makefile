@@ -1,5 +1,7 @@
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
+SEED ?=
 
 VENV := .venv
 VENV_PSYCOPG3 := .venv-psycopg3
@@ -17,7 +19,7 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-versions lint bench docs clean
+.PHONY: help demo test test-matrix test-versions soak lint bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,9 @@ test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## what depends on the
 
 test-versions: ## the contracts and the first mistakes with each Python and Django that this machine has (ARGS="3.13:6.1")
 	$(PYTHON) tests/versions.py $(ARGS)
+
+soak: $(VENV)/installed ## torture real processes for MINUTES=10, by the dice of SEED, and check what they did
+	$(VENV)/bin/python -m tests.soak --minutes $(MINUTES) --seed "$(SEED)"
 
 lint: $(VENV)/installed ## check format, style, types and the direction of imports
 	$(VENV)/bin/ruff format --check .

@@ -1,0 +1,265 @@
+"""A run of the rack: a server, a proxy, a fleet of processes, chaos, operators; then the checker.
+
+The dice of all parts come from one seed. Processes and the server have a will of their own, so a seed
+repeats what is done to them and not its every effect.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from outbox.embedded import Server
+
+OPTIONS = {
+    "max_connections": "100",
+    "max_prepared_transactions": "20",
+    "synchronous_commit": "on",
+}
+SEGMENT = 2000
+"""Positions in the first segments, so that retention has something to do."""
+SETTLE = 240.0
+"""Seconds that the groups may take to handle all when everything is well again."""
+UNLIMITED = " ".join(
+    f"-c {name}=0"
+    for name in (
+        "statement_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "default_transaction_read_only",
+    )
+)
+
+
+class Rack:
+    """Everything of a run."""
+
+    def __init__(self, minutes: float, seed: str, folder: Path, server: Server) -> None:
+        self.minutes, self.seed, self.folder, self.server = minutes, seed, folder, server
+        self.findings: list[str] = []
+        self.told: list[tuple[float, int, str]] = []
+        """Of each action the time, the order number before it, and what it was."""
+        self.began = time.monotonic()
+        entry = server.settings("soak")
+        own = {**entry, "OPTIONS": {"application_name": "rack", "options": UNLIMITED}}
+        os.environ["SOAK_DATABASE"] = json.dumps(own)
+        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.soak.settings"
+        self.entry = entry
+
+    def prepare(self) -> None:
+        """Make the database, with small segments, and connect everything."""
+        import django
+        from django.core.management import call_command
+        from django.db import connection
+
+        from outbox.retention import segments
+
+        self.server.create_database("soak")
+        django.setup()
+        call_command("migrate", verbosity=0)
+        with connection.cursor() as cursor:
+            for each in segments.list_segments():
+                if each.lower is not None:
+                    cursor.execute(f"DROP TABLE {each.name}")
+            for number in range(4):
+                cursor.execute(
+                    "SELECT outbox_create_segment(%s, %s)",
+                    [max(1, number * SEGMENT), (number + 1) * SEGMENT],
+                )
+            cursor.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+
+    def start(self) -> None:
+        """Start the proxy, the processes, chaos and operators."""
+        from tests.soak.chaos import Chaos
+        from tests.soak.fleet import Fleet
+        from tests.soak.operators import Operators
+        from tests.soak.proxy import Proxy
+
+        self.proxy = Proxy(f"{self.entry['HOST']}/.s.PGSQL.{self.entry['PORT']}")
+        through = {**self.entry, "HOST": "127.0.0.1", "PORT": str(self.proxy.port), "OPTIONS": {}}
+        environment = {**os.environ, "SOAK_DATABASE": json.dumps(through)}
+        self.fleet = Fleet(self.folder, environment, self.seed)
+        self.chaos = Chaos(
+            f"{self.seed}-chaos", self.fleet, self.proxy, self.server, query, self.tell
+        )
+        direct = {**os.environ}
+        self.operators = Operators(f"{self.seed}-operators", direct, self.tell)
+        self.threads = [
+            threading.Thread(target=self._guarded(each.run), name=type(each).__name__, daemon=True)
+            for each in (self.chaos, self.operators)
+        ]
+
+    def _guarded(self, function: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            import traceback
+
+            try:
+                function()
+            except Exception:
+                self.findings.append(f"the rack itself failed: {traceback.format_exc()}")
+
+        return call
+
+    def tell(self, text: str) -> None:
+        """Note an action, with its place in the order of what handlers did."""
+        try:
+            (order,) = query("SELECT last_value FROM soak_order")[0]
+        except Exception:
+            order = self.told[-1][1] if self.told else 0
+        self.told.append((time.monotonic() - self.began, order, text))
+
+    def work(self) -> None:
+        """Let everything happen for the time of the run."""
+        every = 'SELECT count(DISTINCT "group") >= 8 FROM soak_journal'
+        if not wait(lambda: query(every)[0][0], 120):
+            self.findings.append("not all groups have begun within 120 s")
+        deadline = time.monotonic() + self.minutes * 60
+        for thread in self.threads:
+            thread.start()
+        while time.monotonic() < deadline and all(thread.is_alive() for thread in self.threads):
+            time.sleep(0.5)
+
+    def settle(self) -> None:
+        """Heal everything, let the groups finish, stop them, and see that nothing is left."""
+        from outbox.operations import pauses
+        from tests.soak.operators import ALL
+
+        self.chaos.end.set()
+        self.operators.end.set()
+        for thread in self.threads:
+            thread.join(120)
+        self.chaos.heal()
+        time.sleep(4.5)  # stopped processes go on
+        self.fleet.stop_publishers()
+        for (name,) in query("SELECT gid FROM pg_prepared_xacts"):
+            query(f"COMMIT PREPARED '{name}'")
+        for name in ALL:
+            pauses.resume(name, reason="rack")
+        if not wait(lambda: not query(PENDING), SETTLE):
+            self.findings += [f"stuck: {row}" for row in query(PENDING)]
+        for name in ALL:
+            self.operators.audit(name)
+        self.fleet.stop()
+        if not wait(lambda: not query(LEFT), 15):
+            self.findings += [f"left behind: {row}" for row in query(LEFT)]
+
+    def check(self) -> int:
+        """Check everything and print; return the exit code."""
+        from tests.soak.checker import Checker, history
+
+        self.findings += [*self.fleet.findings, *self.operators.findings]
+        checker = Checker(self.fleet.acknowledged())
+        found = list(checker.check())
+        self.report(checker, len(self.findings) + len(found))
+        for text in self.findings:
+            print("\nFINDING", text)
+        for finding in found[:10]:
+            print("\nFINDING", finding.text)
+            if finding.group:
+                self._tell_history(history(finding), finding.order)
+        if len(found) > 10:
+            print(f"... and {len(found) - 10} more")
+        if self.findings or found:
+            kept = Path(tempfile.gettempdir()) / f"soak-{self.seed}.log"
+            kept.write_text(
+                "\n".join(f"{at:8.1f} s {order} {text}" for at, order, text in self.told)
+            )
+            print(
+                f"\nall actions: {kept}; again: make soak MINUTES={self.minutes:g} SEED={self.seed}"
+            )
+        return 1 if self.findings or found else 0
+
+    def _tell_history(self, events: list[tuple[int, str]], order: int) -> None:
+        orders = [event[0] for event in events] or [order]
+        actions = [
+            (at, f"                    {seconds:.1f} s: {text[:300]}")
+            for seconds, at, text in self.told
+            if min(orders[-20:]) - 50 <= at <= orders[-1] + 50
+        ]
+        for number, text in sorted([*events[-40:], *actions[-40:]]):
+            print(f"    {number:9d} {text}")
+
+    def report(self, checker: Any, findings: int) -> None:
+        """Print the numbers of the run."""
+        (published,), (positions,) = query(
+            "SELECT count(*) FROM soak_fact UNION ALL SELECT last_value FROM outbox_message_position_seq"
+        )
+        counts: collections.Counter[str] = collections.Counter()
+        counts.update(self.chaos.counts)
+        print(f"seed {self.seed}, {self.minutes:g} minutes, {self.server_version()}")
+        print(f"published: {published} messages recorded by publishers, last position {positions}")
+        print("handled: " + ", ".join(f"{group} {n}" for group, n in checker.handled().items()))
+        print("chaos: " + ", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
+        steps = sorted(self.operators.counts.items())
+        print("operators: " + ", ".join(f"{what} {n}" for what, n in steps))
+        print(f"findings: {findings}")
+
+    def server_version(self) -> str:
+        """Return the versions of the server and the driver."""
+        from django.db import connection
+
+        return f"PostgreSQL {connection.pg_version // 10000}, {connection.Database.__name__}"
+
+
+PENDING = """
+    SELECT c."group", c.channel, c.slot_from, c.position, min(m.position), c.attempts, c.last_error
+    FROM outbox_cursor AS c
+    JOIN outbox_message AS m ON m.channel = c.channel AND m.position > c.position
+        AND m.slot BETWEEN c.slot_from AND c.slot_to
+    GROUP BY c.id
+"""
+LEFT = """
+    SELECT 'session', pid::text, application_name, state, left(query, 100)
+    FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND application_name <> 'rack'
+    UNION ALL
+    SELECT 'lock', pid::text, locktype, mode, classid::text
+    FROM pg_locks WHERE locktype = 'advisory'
+"""
+
+
+def query(statement: str) -> list[Any]:
+    """Run a statement in this thread's session, in a new one when it has ended; return the rows."""
+    from django.db import DatabaseError, InterfaceError, connection
+
+    for _ in range(200):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return list(cursor.fetchall()) if cursor.description else []
+        except (DatabaseError, InterfaceError):
+            connection.close()
+            time.sleep(0.1)
+    raise RuntimeError(f"the server does not come back: {statement}")
+
+
+def wait(predicate: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something is so; tell whether it came to be."""
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.3)
+    return True
+
+
+def run(minutes: float, seed: str) -> int:
+    """Run the rack once; print what was done and found, and return the exit code."""
+    print(f"seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Server(options=OPTIONS) as server:
+        rack = Rack(minutes, seed, Path(folder), server)
+        rack.prepare()
+        rack.start()
+        try:
+            rack.work()
+            rack.settle()
+        finally:
+            rack.fleet.stop()
+        return rack.check()
