@@ -8,7 +8,7 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.exceptions import UnknownGroup
-from outbox.models import Message
+from outbox.models import ChannelRetention, Message
 from outbox.operations import redrives, replay, scaling
 from outbox.operations.audit import audit
 from tests.support import failing
@@ -47,6 +47,22 @@ def test_messages_not_reached_yet_are_no_difference():
 
     assert audit("billing").passed
     assert account().messages == 7
+
+
+def test_what_retention_removed_is_no_difference():
+    """Messages that a group handled and retention then removed are not taken for handled twice; what
+    was passed over still shows."""
+    positions = publish_orders(10)
+    drain("billing")
+    run("UPDATE outbox_cursor SET processed = processed + 5 WHERE \"group\" = 'billing'")
+    found_before = audit("billing").passed
+    ChannelRetention.objects.create(channel="orders", removed_to=positions[0])
+
+    assert not found_before
+    assert audit("billing").passed
+    assert account().is_trimmed
+    run("UPDATE outbox_cursor SET processed = processed - 7 WHERE \"group\" = 'billing'")
+    assert account().findings
 
 
 def test_a_planted_skip_is_found():

@@ -2,8 +2,9 @@
 
 Since the last reset, for each channel: the messages that the group's ranges moved past are as many
 as those it processed, skipped or keeps parked. Everything is read in one snapshot, so the audit
-holds while workers run. A split leaves the counters of a range on one of its halves, and a merge
-adds them up; so a channel's sums are exact whatever happened to its ranges.
+holds while workers run. Where retention has removed messages since then, fewer of them are left to
+count: only what was passed over shows. A split leaves the counters of a range on one of its halves,
+and a merge adds them up; so a channel's sums are exact whatever happened to its ranges.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..conf import log_alias
 from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import SLOTS
 from ..groups import ConsumerGroup
+from ..retention import rules
 from ..sql import run_statement
 
 
@@ -32,6 +34,8 @@ class ChannelAudit:
     processed: int
     skipped: int
     parked: int
+    is_trimmed: bool
+    """Whether retention removes messages of the channel, so that there may be fewer than handled."""
     difference: int
     """Messages less processed, skipped and parked: above 0 so many were passed over without being
     handled, below 0 so many were handled more than once."""
@@ -60,6 +64,7 @@ class _Range(NamedTuple):
     parked_rows: int
     parked_since: int
     messages: int
+    is_trimmed: bool
 
 
 def audit(group: ConsumerGroup | str, using: str | None = None) -> Audit:
@@ -69,25 +74,31 @@ def audit(group: ConsumerGroup | str, using: str | None = None) -> Audit:
     with connections[using].cursor() as cursor:
         run_statement(cursor, "audit_ranges", {"group": name})
         ranges = [_Range(*row) for row in cursor.fetchall()]
+    keeps = rules.current()
     by_channel = itertools.groupby(ranges, key=lambda each: each.channel)
-    channels = [_account(channel, list(parts)) for channel, parts in by_channel]
+    channels = [
+        _account(channel, list(parts), keeps.of(channel).kind == "latest")
+        for channel, parts in by_channel
+    ]
     return Audit(name, not any(each.findings for each in channels), channels)
 
 
-def _account(channel: str, ranges: Sequence[_Range]) -> ChannelAudit:
+def _account(channel: str, ranges: Sequence[_Range], keeps_latest: bool) -> ChannelAudit:
     messages = sum(each.messages for each in ranges)
     processed = sum(each.processed for each in ranges)
     skipped = sum(each.skipped for each in ranges)
     parked = sum(each.parked_since for each in ranges)
     difference = messages - processed - skipped - parked
+    is_trimmed = keeps_latest or any(each.is_trimmed for each in ranges)
     return ChannelAudit(
         channel=channel,
         messages=messages,
         processed=processed,
         skipped=skipped,
         parked=parked,
+        is_trimmed=is_trimmed,
         difference=difference,
-        findings=list(_findings(ranges, difference)),
+        findings=list(_findings(ranges, max(0, difference) if is_trimmed else difference)),
     )
 
 

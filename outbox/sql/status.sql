@@ -110,6 +110,10 @@ SELECT
           AND m.position > c.counted_from
           AND m.position <= c.position
           AND m.slot BETWEEN c.slot_from AND c.slot_to
+    ),
+    EXISTS (
+        SELECT FROM outbox_channel_retention AS r
+        WHERE r.channel = c.channel AND r.removed_to > c.counted_from
     )
 FROM outbox_cursor AS c
 WHERE c."group" = %(group)s

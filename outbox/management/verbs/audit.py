@@ -30,6 +30,12 @@ class Audit(Verb):
                 "<CHANNEL MESSAGES PROCESSED SKIPPED PARKED DIFFERENCE",
                 [[getattr(each, name) for name in names] for each in account.channels],
             )
+            for each in account.channels:
+                if each.is_trimmed and each.difference < 0:
+                    printer.note(
+                        f"Retention has removed messages of channel {each.channel} that the group "
+                        "had handled: the audit can only show what was passed over."
+                    )
         findings = [f"{c.channel}: {text}" for c in account.channels for text in c.findings]
         if findings:
             raise failed_check(f"{account.group}: {'; '.join(findings)}")
