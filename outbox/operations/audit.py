@@ -35,7 +35,7 @@ class ChannelAudit:
     skipped: int
     parked: int
     is_trimmed: bool
-    """Whether retention removes messages of the channel, so that there may be fewer than handled."""
+    """Whether retention removes messages of the channel: there may be fewer than handled."""
     difference: int
     """Messages less processed, skipped and parked: above 0 so many were passed over without being
     handled, below 0 so many were handled more than once."""
