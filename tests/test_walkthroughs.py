@@ -41,6 +41,39 @@ def test_every_step_of_the_tutorial_writes_what_the_page_shows(reader):
     assert not [written for _, written in done if "Error" in written and "printer" not in written]
 
 
+def test_what_others_move_to_works_as_the_page_shows_it(reader):
+    """One event, a group for effects in the database, and one for effects elsewhere."""
+    reader.follow(
+        (ROOT / "README.md").read_text("utf-8").partition("```python\n# orders/models.py")[0]
+    )
+    reader.write("orders/models.py", MODELS, is_appended=False)
+    reader.follow((ROOT / "docs" / "moving-over.md").read_text(encoding="utf-8"))
+    reader.run("python manage.py makemigrations orders && python manage.py migrate")
+    reader.run("python manage.py shell -c 'import orders.services as s; s.place_order(\"ann\", 5)'")
+    written = reader.run("python manage.py consume billing partner --drain")
+
+    assert "POST /orders 1 with Idempotency-Key partner:1\n" in written
+    assert "2 messages handled" in written
+    shown = "import orders.celery_consumers as c; from orders.models import Invoice; print(c.sender, Invoice.objects.count())"
+    assert "<ConsumerGroup 'celery' of orders> 1\n" in reader.run(
+        f"python manage.py shell -c '{shown}'"
+    )
+
+
+MODELS = """from django.db import models
+
+
+class Order(models.Model):
+    customer = models.TextField()
+    total = models.DecimalField(max_digits=9, decimal_places=2)
+
+
+class Invoice(models.Model):
+    order = models.OneToOneField(Order, on_delete=models.CASCADE)
+    total = models.DecimalField(max_digits=9, decimal_places=2)
+"""
+
+
 @pytest.mark.parametrize(
     ("shown", "written", "is_fitting"),
     [

@@ -31,6 +31,16 @@ listener = listen_to_channels()
 process_stored_notifications()
 process_notifications(listener)
 """
+READ = """
+import datetime, pgpubsub
+from blog.channels import PostReads
+pgpubsub.notify(PostReads, model_id=5, date=datetime.date(2026, 3, 7))
+"""
+HAPPENED = """
+from outbox.models import Message
+for message in Message.objects.order_by("position"):
+    print(str(message.headers.get("happened_at", "")) != "" and message.headers["happened_at"] < str(message.created_at.isoformat()))
+"""
 POSTS = """
 from blog.models import Post
 print(*sorted(Post.objects.values_list("author__name", flat=True)))
@@ -88,6 +98,7 @@ def test_the_blog_moves_without_losing_or_doubling_a_notification(blog_database)
     shell("before", LISTEN)
     for name in ("Bob", "O'Neil"):
         new_author("before", name)
+    shell("before", READ)
     stored = "from pgpubsub.models import Notification; print(Notification.objects.count())"
     waiting = int(shell("before", stored))
     django("after", "migrate", "-v0")
@@ -96,11 +107,15 @@ def test_the_blog_moves_without_losing_or_doubling_a_notification(blog_database)
     django("after", "consume", "welcome", "--drain")
     posts = shell("after", POSTS)
     django("after", "consume", "welcome", "--drain")
+    read = django("after", "consume", "statistics", "--drain")
+    happened = shell("after", HAPPENED)
     django("after", "migrate", "pgpubsub", "zero", "-v0")
     new_author("in the end", "Eve")
     django("in the end", "consume", "welcome", "--drain")
 
-    assert (waiting, left) == (2, 0)
+    assert (waiting, left) == (3, 0)
+    assert "post 5 was read on 07.03." in read
+    assert happened.split() == ["True"] * 3 + ["False"]
     assert posts.split() == ["Ann", "Bob", "Dan", "O'Neil"]
     assert shell("in the end", POSTS).split() == ["Ann", "Bob", "Dan", "Eve", "O'Neil"]
 

@@ -8,6 +8,7 @@ from blog.models import Author, Post
 
 @dataclass
 class PostReads(Channel):
+    lock_notifications = True
     model_id: int
     date: datetime.date
 

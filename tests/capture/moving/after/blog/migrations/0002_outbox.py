@@ -13,21 +13,30 @@ BEGIN
     END IF;
     WITH stored AS (
         DELETE FROM pgpubsub_notification
-        RETURNING id, CASE jsonb_typeof(payload)
+        RETURNING id, channel, created_at, CASE jsonb_typeof(payload)
             WHEN 'string' THEN (payload #>> '{}')::jsonb ELSE payload END AS payload
     )
     INSERT INTO outbox_message (channel, key, type, payload, headers)
     SELECT
-        CASE payload ->> 'model' WHEN 'Author' THEN 'authors' WHEN 'Post' THEN 'posts' END,
-        COALESCE(NULLIF(payload -> 'new', 'null'), payload -> 'old') ->> 'id',
-        (payload ->> 'app') || '.' || (payload ->> 'model'),
-        jsonb_build_object(
-            'operation', CASE
-                WHEN payload ->> 'old' IS NULL THEN 'insert'
-                WHEN payload ->> 'new' IS NULL THEN 'delete'
-                ELSE 'update' END,
-            'old', payload -> 'old', 'new', payload -> 'new'),
-        COALESCE(payload -> 'context', '{}')
+        CASE
+            WHEN channel = 'blog.channels.PostReads' THEN 'reads'
+            WHEN payload ->> 'model' = 'Author' THEN 'authors'
+            WHEN payload ->> 'model' = 'Post' THEN 'posts' END,
+        COALESCE(
+            NULLIF(payload -> 'new', 'null') ->> 'id',
+            payload -> 'old' ->> 'id',
+            payload -> 'kwargs' ->> 'model_id'),
+        COALESCE((payload ->> 'app') || '.' || (payload ->> 'model'), 'PostRead'),
+        CASE
+            WHEN payload ? 'kwargs' THEN jsonb_build_object(
+                'post_id', payload #> '{kwargs,model_id}', 'date', payload #> '{kwargs,date}')
+            ELSE jsonb_build_object(
+                'operation', CASE
+                    WHEN payload ->> 'old' IS NULL THEN 'insert'
+                    WHEN payload ->> 'new' IS NULL THEN 'delete'
+                    ELSE 'update' END,
+                'old', payload -> 'old', 'new', payload -> 'new') END,
+        COALESCE(payload -> 'context', '{}') || jsonb_build_object('happened_at', created_at)
     FROM stored
     ORDER BY id;
 END
