@@ -259,6 +259,7 @@ class ArchivedSegment(LogModel):
     checksum = models.TextField(_("SHA-256 of its lines"))
     archived_at = models.DateTimeField(_("archived at"), db_default=ClockTimestamp())
     restored_until = models.DateTimeField(_("restored, and kept until"), null=True)
+    is_obsolete = models.BooleanField(_("its file is to be deleted"), db_default=False)
 
     class Meta:
         db_table = "outbox_archived_segment"
@@ -268,6 +269,23 @@ class ArchivedSegment(LogModel):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.first_position} to {self.last_position}"
+
+
+class Maintenance(LogModel):
+    """One row: when the log was maintained last, and why that failed."""
+
+    id = models.SmallIntegerField(primary_key=True)
+    succeeded_at = models.DateTimeField(_("succeeded at"), null=True)
+    failed_at = models.DateTimeField(_("failed at"), null=True)
+    error = models.TextField(_("error"), blank=True)
+
+    class Meta:
+        db_table = "outbox_maintenance"
+        verbose_name = _("maintenance")
+        verbose_name_plural = _("maintenances")
+
+    def __str__(self) -> str:
+        return self.error or f"succeeded at {self.succeeded_at}"
 
 
 class Stream(models.Model):

@@ -115,6 +115,7 @@ def register(groups: Iterable[ConsumerGroup], using: str, *, log_was_emptied: bo
 def _register_channel(group: ConsumerGroup, channel: str, position: int, using: str) -> None:
     bounds = slot_ranges(group.parallelism)
     with transaction.atomic(using=using), connections[using].cursor() as cursor:
+        run_statement(cursor, "hold_off_removal")
         run_statement(cursor, "lock_group_shape", {"group": group.name, "channel": channel})
         run_statement(
             cursor,

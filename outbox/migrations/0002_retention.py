@@ -44,6 +44,10 @@ class Migration(migrations.Migration):
                     "restored_until",
                     models.DateTimeField(null=True, verbose_name="restored, and kept until"),
                 ),
+                (
+                    "is_obsolete",
+                    models.BooleanField(db_default=False, verbose_name="its file is to be deleted"),
+                ),
             ],
             options={
                 "verbose_name": "archived segment",
@@ -70,6 +74,20 @@ class Migration(migrations.Migration):
                 "verbose_name": "channel retention",
                 "verbose_name_plural": "channel retentions",
                 "db_table": "outbox_channel_retention",
+            },
+        ),
+        migrations.CreateModel(
+            name="Maintenance",
+            fields=[
+                ("id", models.SmallIntegerField(primary_key=True, serialize=False)),
+                ("succeeded_at", models.DateTimeField(null=True, verbose_name="succeeded at")),
+                ("failed_at", models.DateTimeField(null=True, verbose_name="failed at")),
+                ("error", models.TextField(blank=True, verbose_name="error")),
+            ],
+            options={
+                "verbose_name": "maintenance",
+                "verbose_name_plural": "maintenances",
+                "db_table": "outbox_maintenance",
             },
         ),
         migrations.RunSQL(

@@ -14,6 +14,7 @@ from ..changes import installed
 from ..conf import log_alias, settings
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
+from . import retention_status
 from .sessions import floor_holders, see_horizon, worker_sessions
 
 Level = Literal["ok", "warn", "fail"]
@@ -291,4 +292,5 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "prepared": _prepared,
     "horizon": _horizon,
     "segments": _segments,
+    "retention": retention_status.examine,
 }

@@ -21,8 +21,10 @@ def erase(
     be erased already: call it again.
     """
     found = erasure.find(channel, key, using)
-    if execute and (found.messages or found.parked or found.files):
+    if execute:
+        # Also when nothing was found: a run that was killed may have left old files behind.
         erasure.erase(channel, key, using)
+    if execute and (found.messages or found.parked or found.files):
         what = {"channel": channel, "key": key, "messages": found.messages}
         what |= {"parked": found.parked, "files": len(found.files)}
         action_log.record("erase", "", using=using, new=what, reason=reason, by=by)
@@ -45,7 +47,7 @@ def bring_back(
     """
     records = list(
         ArchivedSegment.objects.using(using).filter(
-            first_position__lte=last, last_position__gte=first
+            first_position__lte=last, last_position__gte=first, is_obsolete=False
         )
     )
     if not execute or not records:

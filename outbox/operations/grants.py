@@ -18,13 +18,18 @@ READ = [
         "outbox_snapshot",
         "outbox_archived_segment",
         "outbox_channel_retention",
+        "outbox_maintenance",
         "outbox_stream",
         "outbox_stream_message",
     )
 ]
 POSITIONS = "SEQUENCE {schema}.outbox_message_position_seq"
 WRITE = "INSERT, UPDATE, DELETE"
-CONSUME = [(WRITE, "outbox_cursor"), (WRITE, "outbox_parked_message")]
+CONSUME = [
+    (WRITE, "outbox_cursor"),
+    (WRITE, "outbox_parked_message"),
+    ("INSERT, UPDATE", "outbox_maintenance"),
+]
 
 RIGHTS: dict[str, list[tuple[str, str]]] = {
     "publisher": [

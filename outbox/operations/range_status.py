@@ -34,6 +34,7 @@ Status = Literal[
     "failing",
     "stalled",
     "stopped",
+    "behind retention",
     "invalid",
 ]
 SEVERITY: tuple[Status, ...] = (
@@ -45,6 +46,7 @@ SEVERITY: tuple[Status, ...] = (
     "failing",
     "stalled",
     "stopped",
+    "behind retention",
     "invalid",
 )
 """A group has the last of these that one of its ranges has."""
@@ -139,6 +141,7 @@ class RangeRow:
     oldest: datetime.datetime | None
     now: datetime.datetime
     last_position: int
+    removed_to: int
 
 
 def _range(
@@ -190,6 +193,12 @@ def _judge(
         return "invalid", f"{positions.cursor_detail(*place)}. Run this SQL: {positions.MEND}"
     if why := _undeclared(row.group, row.channel):
         return "undeclared", why
+    if row.position < row.removed_to:
+        return "behind retention", (
+            f"messages up to position {row.removed_to} were removed and the range stands at "
+            f"{row.position}: run `outbox restore`, or `outbox reset {row.group} "
+            f"--channel {row.channel} --to-earliest --execute`"
+        )
     if row.paused_until is not None and row.paused_until > row.now:
         forever = row.paused_until == FOREVER
         return "paused", "until resumed" if forever else f"until {row.paused_until.isoformat()}"

@@ -72,18 +72,19 @@ def reset(
     Raises InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
-    scenario = Scenario(using)
-    target = scenario.choose(
-        position=position,
-        to_earliest=to_earliest or None,
-        to_latest=to_latest or None,
-        shift_by=shift_by,
-        to_time=to_time,
-        by_duration=by_duration,
-        to_group=to_group,
-        places=places,
-    )
     with transaction.atomic(using=using):
+        one_row("hold_off_removal", using)
+        scenario = Scenario(using)
+        target = scenario.choose(
+            position=position,
+            to_earliest=to_earliest or None,
+            to_latest=to_latest or None,
+            shift_by=shift_by,
+            to_time=to_time,
+            by_duration=by_duration,
+            to_group=to_group,
+            places=places,
+        )
         rows = cursor_locks.hold(group, channels, using, lock=execute)
         moves = [_plan(row, target(row), scenario, using) for row in rows]
         if execute:

@@ -153,7 +153,7 @@ def check(
 ) -> tuple[GroupStatus, list[str]]:
     """Return the state of a group and a sentence for each threshold that it is past.
 
-    An invalid cursor is past every threshold.
+    A cursor that is invalid or behind retention is past every threshold.
 
     `lag`: messages; `lag_seconds`: age of the oldest pending one; `parked`: parked messages.
     None: no threshold. Raises UnknownGroup.
@@ -168,7 +168,7 @@ def check(
         for name, limit in limits.items()
         if limit is not None and state.status != "undeclared" and getattr(state, name) > limit
     ]
-    if state.status == "invalid":
+    if state.status in ("invalid", "behind retention"):
         past.insert(0, state.why)
     return state, past
 

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import gzip
 import hashlib
+import itertools
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from typing import IO, Any
 import msgspec
 from django.core.files import File
 from django.core.files.storage import Storage, storages
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 
 from ..exceptions import ArchiveBroken
@@ -85,8 +86,8 @@ def write(
 ) -> ArchivedSegment | None:
     """Write messages to a file of a storage, read it back, and return its row; None without any.
 
-    Raises ArchiveBroken when the file does not hold what was written, and the storage's own
-    errors; then nothing is recorded.
+    The row is not stored: that belongs into the transaction that removes the messages. Raises
+    ArchiveBroken when the file does not hold what was written, and the storage's own errors.
     """
     storage = storages[alias]
     with tempfile.TemporaryFile() as file:
@@ -94,13 +95,13 @@ def write(
         if not digest.messages:
             return None
         file.seek(0)
-        wanted = f"outbox/{lower:020d}-{upper - 1:020d}.ndjson.gz"
+        wanted = _free_name(alias, lower, upper, using)
         name = storage.save(wanted, File(file, name=wanted))
     found = digest_of(storage, name)
     if found.facts != digest.facts:
         raise ArchiveBroken(name=name, reason="it does not hold what was written")
     messages, first, last, checksum = digest.facts
-    return ArchivedSegment.objects.using(using).create(
+    return ArchivedSegment(
         name=name,
         storage=alias,
         lower=lower,
@@ -156,7 +157,7 @@ def line_of(row: tuple[Any, ...]) -> bytes:
 
 
 def rewrite(record: ArchivedSegment, lines: Iterable[bytes], using: str) -> None:
-    """Put other lines in the place of a file's; the old file is deleted at the end."""
+    """Put other lines in the place of a file's, in a new file; the old one is deleted."""
     storage = storages[record.storage]
     digest = Digest()
     with tempfile.TemporaryFile() as file:
@@ -165,12 +166,49 @@ def rewrite(record: ArchivedSegment, lines: Iterable[bytes], using: str) -> None
                 digest.add(line, _decode(line).position)
                 packed.write(line)
         file.seek(0)
-        name = storage.save(record.name, File(file, name=record.name))
+        wanted = _free_name(record.storage, record.lower, record.upper, using)
+        name = storage.save(wanted, File(file, name=wanted))
     if digest_of(storage, name).facts != digest.facts:
         raise ArchiveBroken(name=name, reason="it does not hold what was written")
-    old, record.name, record.checksum = record.name, name, digest.facts[3]
-    record.save(using=using, update_fields=["name", "checksum"])
-    storage.delete(old)
+    with transaction.atomic(using=using):
+        old = ArchivedSegment.objects.using(using).get(pk=record.pk)
+        record.name, record.checksum = name, digest.facts[3]
+        record.save(using=using, update_fields=["name", "checksum"])
+        old.pk, old.is_obsolete = None, True
+        old.save(using=using, force_insert=True)
+    delete_obsolete(using)
+
+
+def replace_restored(lower: int, record: ArchivedSegment | None, using: str) -> None:
+    """Store the row of a file; files that were restored into the segment are obsolete with it.
+
+    What they held was in the log again, so the new file holds what is removed of it.
+    """
+    if record is None:
+        return
+    files = ArchivedSegment.objects.using(using).filter(lower=lower)
+    files.filter(restored_until__isnull=False).update(is_obsolete=True)
+    record.save(using=using)
+
+
+def delete_obsolete(using: str) -> None:
+    """Delete the files that were replaced; the row goes last, so that a killed one is repeated."""
+    for record in ArchivedSegment.objects.using(using).filter(is_obsolete=True):
+        storages[record.storage].delete(record.name)
+        record.delete(using=using)
+
+
+def _free_name(alias: str, lower: int, upper: int, using: str) -> str:
+    """Return a name that no row has; a file of that name is what a killed process left behind."""
+    files = ArchivedSegment.objects.using(using).filter(storage=alias, lower=lower)
+    taken = set(files.values_list("name", flat=True))
+    for number in itertools.count(1):
+        name = f"outbox/{lower:020d}-{upper - 1:020d}-{number}.ndjson.gz"
+        if name not in taken:
+            break
+    if storages[alias].exists(name):
+        storages[alias].delete(name)
+    return name
 
 
 def is_protected(record: ArchivedSegment) -> bool:

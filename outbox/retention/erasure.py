@@ -17,7 +17,7 @@ from ..events import ERASED_HEADERS
 from ..models import ArchivedSegment, ParkedMessage
 from ..sql import one_row, run_statement, scalar
 from . import archive, log_lock, maintenance, segments
-from .maintenance import Removal
+from .removals import Removal
 from .segments import Segment
 
 
@@ -44,17 +44,28 @@ def find(channel: str, key: str, using: str) -> Found:
 def erase(channel: str, key: str, using: str) -> None:
     """Put tombstones in the place of a key's values, in the log, parked copies and archived files.
 
-    What is published for the key meanwhile is not erased. Raises LogIsBusy, ArchiveBroken.
+    What is published for the key meanwhile is not erased. Can be killed and called again. Raises
+    LogIsBusy, ArchiveBroken.
     """
+    with log_lock.alone(using, wait=True):
+        archive.delete_obsolete(using)
+        _erase(channel, key, using)
+
+
+def _erase(channel: str, key: str, using: str) -> None:
     if any(each.use != "full" for each in _segments(channel, key, using)):
         maintenance.close_current(using)
     for segment in _segments(channel, key, using):
         _rewrite(segment, channel, key, using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "erase_parked", {"channel": channel, "key": key})
+        has_parked = cursor.rowcount > 0
         run_statement(cursor, "erase_errors", {"channel": channel, "key": key})
+        # Old versions of the rows are in the tables' files until these are rewritten.
         if not connections[using].in_atomic_block:
-            run_statement(cursor, "vacuum_parked")
+            run_statement(cursor, "vacuum_cursors")
+            if has_parked:
+                run_statement(cursor, "vacuum_parked")
     for record in _files(channel, key, using):
         archive.rewrite(record, _lines(record, channel, key), using)
 
@@ -69,7 +80,7 @@ def _segments(channel: str, key: str, using: str) -> list[Segment]:
 
 def _rewrite(segment: Segment, channel: str, key: str, using: str) -> None:
     horizon = message_log.horizon(using)
-    whole = Removal(segment, [], [], False, {}, horizon)
+    whole = Removal(segment, [], [], [], False, {}, horizon)
     maintenance.rewrite(whole, using, channel, key)
     log_lock.run(
         lambda: one_row(
@@ -86,7 +97,7 @@ def _rewrite(segment: Segment, channel: str, key: str, using: str) -> None:
 def _files(channel: str, key: str, using: str) -> list[ArchivedSegment]:
     return [
         record
-        for record in ArchivedSegment.objects.using(using).all()
+        for record in ArchivedSegment.objects.using(using).filter(is_obsolete=False)
         if any(_is_one(message, channel, key) for message in archive.messages_of(record))
     ]
 

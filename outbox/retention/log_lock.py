@@ -1,24 +1,31 @@
 """The lock of the log under which a segment is attached, swapped or dropped.
 
-Publishers that arrive while somebody waits for that lock queue behind it. So it is waited for only
-a moment, then given up and tried again later, until the time is up.
+Publishers that arrive while a session waits for that lock queue behind it. So workers stand aside
+first (each claim takes `outbox_stand_aside_v1()`'s lock shared, so a waiting maintenance stops new
+claims and outlasts the open ones); then the log's lock is waited for only a moment, given up, and
+tried again later, until the time is up.
+
+Locks in order: maintenance, stand-aside, the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, ProgrammingError, connections, transaction
 
 from ..exceptions import LogIsBusy
-from ..sql import one_row, run_statement
+from ..sql import one_row, run_statement, scalar
 
 LOCK_SECONDS = 0.1
 """How long publishers may queue behind one try."""
+ASIDE_SECONDS = 2.0
+"""How long new claims may queue behind one try, while open batches end."""
 PAUSE_SECONDS = 0.2
-"""Between two tries, about."""
+"""Between two tries, about; as long as the try took when that was longer."""
 GIVE_UP_SECONDS = 60.0
 """After how long LogIsBusy is raised."""
 LOCK_NOT_AVAILABLE = "55P03"
@@ -40,9 +47,13 @@ def run(
     limit = GIVE_UP_SECONDS if give_up is None else give_up
     end = time.monotonic() + limit
     while True:
+        began = time.monotonic()
         try:
             with transaction.atomic(using=using):
-                one_row("limit_lock_wait", using, timeout=f"{int(LOCK_SECONDS * 1000)}ms")
+                aside = min(ASIDE_SECONDS, max(LOCK_SECONDS, end - began))
+                one_row("limit_lock_wait", using, timeout=f"{aside * 1000:.0f}ms")
+                one_row("stand_aside", using)
+                one_row("limit_lock_wait", using, timeout=f"{LOCK_SECONDS * 1000:.0f}ms")
                 if exclusive:
                     with connections[using].cursor() as cursor:
                         run_statement(cursor, "lock_log")
@@ -56,7 +67,24 @@ def run(
                 raise
             if time.monotonic() >= end:
                 raise LogIsBusy(seconds=limit, holders=_holders(using)) from error
-        time.sleep(random.uniform(0.5, 1.5) * PAUSE_SECONDS)
+        took = time.monotonic() - began
+        time.sleep(random.uniform(0.5, 1.5) * max(PAUSE_SECONDS, took))
+
+
+@contextlib.contextmanager
+def alone(using: str, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of maintenance for this session; gives False when another session has it.
+
+    `wait`: wait for it instead.
+    """
+    statement = "take_maintenance_lock" if wait else "try_maintenance_lock"
+    is_alone = bool(scalar(statement, using))
+    try:
+        yield is_alone
+    finally:
+        if is_alone:
+            with contextlib.suppress(ProgrammingError):
+                scalar("release_maintenance_lock", using)
 
 
 def _holders(using: str) -> str:

@@ -8,23 +8,20 @@ behind is found and done again by the next maintenance.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import random
 import time
-from collections.abc import Iterator
 
-from django.db import ProgrammingError, connections
+from django.db import ProgrammingError
 
 from .. import message_log
 from ..conf import settings
 from ..exceptions import OutboxError, ReaderCameBack
 from ..models import ArchivedSegment
-from ..sql import one_row, run_statement, scalar
+from ..sql import one_row, scalar
 from . import archive, log_lock, rules, segments
-from .readers import readers, slowest
-from .rules import Rules
+from .removals import Hold, Removal, check_readers, holds, removals
 from .segments import Segment
 
 logger = logging.getLogger("outbox.retention")
@@ -33,10 +30,6 @@ AHEAD = 2
 """Segments to keep ahead of the head, empty."""
 MOST_SEGMENTS = 32
 """Segments grow with the log, so that no more than about so many hold messages."""
-LEAST_REMOVABLE = 0.2
-"""Part of a segment's messages that must have gone before the rule "latest" rewrites it."""
-
-
 SECONDS_BETWEEN = 60.0
 """Between two maintenances of one worker, at most."""
 GIVE_UP_IN_PASSING = 2.0
@@ -54,47 +47,43 @@ class Done:
     dropped: list[str] = dataclasses.field(default_factory=list)
     archived: list[str] = dataclasses.field(default_factory=list)
     """Names of files."""
-    held: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Channel -> the group that has not read what could go otherwise."""
+    held: list[Hold] = dataclasses.field(default_factory=list)
+    """The groups that have not read what could go otherwise."""
     is_busy: bool = False
     """Whether another maintenance was at work, so that this one did nothing."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Removal:
-    """What may go from a segment."""
-
-    segment: Segment
-    expired: list[str]
-    """Channels of which all goes."""
-    latest: list[str]
-    """Channels of which goes what has a newer message of its key."""
-    is_whole: bool
-    """Whether nothing stays."""
-    last_positions: dict[str, int]
-    """Of the expired channels: up to where they are removed."""
-    horizon: int
 
 
 def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) -> Done:
     """Do what is due, and return what was done.
 
     `ahead`: empty segments to keep ahead. `give_up`: seconds to wait for a moment in which no
-    transaction holds the log; see `log_lock`. Raises LogIsBusy, InvalidRule, ArchiveBroken.
+    transaction holds the log; see `log_lock`. What fails is kept for `groups` and `doctor`.
+    Raises LogIsBusy, InvalidRule, ArchiveBroken, and what the storage of the archive raises.
     """
     done = Done()
-    with _alone(using) as is_alone:
+    with log_lock.alone(using) as is_alone:
         if not is_alone:
             done.is_busy = True
             return done
-        promote_default(using, done, give_up)
-        size = _next_size(segments.list_segments(using))
-        done.created = [each.name for each in segments.create_ahead(ahead, using, size)]
-        chosen = rules.current()
-        if chosen.remove_something:
-            for removal in removals(using, chosen, done):
-                remove(removal, using, done, give_up)
+        try:
+            _maintain(using, ahead, give_up, done)
+        except (OutboxError, OSError, ValueError) as error:
+            one_row("note_maintenance", using, error=f"{type(error).__name__}: {error}")
+            raise
+        one_row("note_maintenance", using, error="")
     return done
+
+
+def _maintain(using: str, ahead: int, give_up: float | None, done: Done) -> None:
+    archive.delete_obsolete(using)
+    promote_default(using, done, give_up)
+    size = next_size(segments.list_segments(using))
+    done.created = [each.name for each in segments.create_ahead(ahead, using, size)]
+    chosen = rules.current()
+    if chosen.remove_something:
+        for removal in removals(using, chosen):
+            remove(removal, using, done, give_up)
+        done.held = holds(using)
 
 
 class InPassing:
@@ -155,64 +144,20 @@ def promote_default(using: str, done: Done, give_up: float | None = None) -> Non
     done.promoted.append(segments.name_of(lower))
 
 
-def removals(using: str, chosen: Rules, done: Done) -> Iterator[Removal]:
-    """Give what may go, a closed segment at a time, the oldest first."""
-    horizon = message_log.horizon(using)
-    now = scalar("read_clock", using)
-    lowest = slowest(readers(using))
-    protected = {
-        each.lower
-        for each in ArchivedSegment.objects.using(using).all()
-        if archive.is_protected(each)
-    }
-    for segment in segments.list_segments(using):
-        is_closed = segment.upper is not None and segment.upper - 1 <= horizon
-        if not is_closed or segment.lower is None or segment.lower in protected:
-            continue
-        with connections[using].cursor() as cursor:
-            run_statement(cursor, "segment_channels", {"lower": segment.lower})
-            channels = cursor.fetchall()
-        expired: list[str] = []
-        latest: list[str] = []
-        for channel, _, last, last_at in channels:
-            rule = chosen.of(channel)
-            if rule.kind == "forever":
-                continue
-            reader = lowest.get(channel)
-            is_due = rule.kind == "latest" or now - last_at > (rule.age or now - last_at)
-            if is_due and reader is not None and reader.position < last:
-                done.held[channel] = reader.group
-            elif is_due:
-                (latest if rule.kind == "latest" else expired).append(channel)
-        is_whole = len(expired) == len(channels)
-        if expired or is_whole or _is_worth_it(segment, latest, horizon, using):
-            last_of = {channel: last for channel, _, last, _ in channels if channel in expired}
-            yield Removal(segment, expired, latest, is_whole, last_of, horizon)
-
-
 def remove(removal: Removal, using: str, done: Done, give_up: float | None = None) -> None:
     """Archive what goes, if the project says so, then rewrite or drop the segment."""
     segment = removal.segment
     assert segment.lower is not None and segment.upper is not None
-    if alias := settings().archive:
-        rows = archive.read_rows(
-            "read_removable",
-            using,
-            after=segment.lower - 1,
-            upper=segment.upper,
-            expired=removal.expired,
-            latest=removal.latest,
-            horizon=removal.horizon,
-        )
-        record = archive.write(
-            rows, lower=segment.lower, upper=segment.upper, alias=alias, using=using
-        )
-        if record is not None:
-            done.archived.append(record.name)
+    record = _archive(removal, using)
     kept = 0 if removal.is_whole else rewrite(removal, using)
 
+    lower = segment.lower
+
     def finish() -> None:
-        _check_readers(removal, using)
+        if reader := check_readers(removal, using):
+            raise ReaderCameBack(
+                group=reader.group, channel=reader.channel, position=reader.position
+            )
         if kept:
             one_row(
                 "swap_segment",
@@ -223,18 +168,43 @@ def remove(removal: Removal, using: str, done: Done, give_up: float | None = Non
             )
         else:
             one_row("drop_segment", using, lower=segment.lower)
-        with connections[using].cursor() as cursor:
-            for channel, position in removal.last_positions.items():
-                parameters = {"channel": channel, "position": position}
-                run_statement(cursor, "note_removed", parameters)
+        for channel in removal.expired:
+            position = removal.last_positions[channel]
+            one_row("note_removed", using, channel=channel, position=position)
+        # In the same transaction, so that each message lies in the log or in one archived file.
+        archive.replace_restored(lower, record, using)
 
     try:
         log_lock.run(finish, using, give_up=give_up)
     except ReaderCameBack as error:
         logger.warning("segment %s stays: %s", segment.name, error)
         return
+    archive.delete_obsolete(using)
+    if record is not None:
+        done.archived.append(record.name)
     logger.info("segment %s was %s", segment.name, f"rewritten, {kept} kept" if kept else "dropped")
     (done.compacted if kept else done.dropped).append(segment.name)
+
+
+def _archive(removal: Removal, using: str) -> ArchivedSegment | None:
+    """Write what goes to a file, if the project says so; return its row, not stored yet."""
+    segment = removal.segment
+    assert segment.lower is not None and segment.upper is not None
+    if not settings().archive:
+        return None
+    rows = archive.read_rows(
+        "read_removable",
+        using,
+        after=segment.lower - 1,
+        upper=segment.upper,
+        expired=removal.expired,
+        latest=removal.latest,
+        keyless=removal.keyless,
+        horizon=removal.horizon,
+    )
+    return archive.write(
+        rows, lower=segment.lower, upper=segment.upper, alias=settings().archive, using=using
+    )
 
 
 def rewrite(removal: Removal, using: str, channel: str = "", key: str | None = None) -> int:
@@ -253,21 +223,13 @@ def rewrite(removal: Removal, using: str, channel: str = "", key: str | None = N
         name=name,
         expired=removal.expired,
         latest=removal.latest,
+        keyless=removal.keyless,
         horizon=removal.horizon,
         erased_channel=channel,
         erased_key=key,
     )
     segments.prepare(name, segment.lower, segment.upper, using)
     return int(kept)
-
-
-def _check_readers(removal: Removal, using: str) -> None:
-    """Look again under the log's lock, where no batch and no reset is under way."""
-    lowest = slowest(readers(using))
-    for channel, last in removal.last_positions.items():
-        reader = lowest.get(channel)
-        if reader is not None and reader.position < last:
-            raise ReaderCameBack(group=reader.group, channel=channel, position=reader.position)
 
 
 def close_current(using: str, give_up: float | None = None) -> None:
@@ -288,21 +250,6 @@ def close_current(using: str, give_up: float | None = None) -> None:
     log_lock.run(close, using, give_up=give_up)
 
 
-def _is_worth_it(segment: Segment, latest: list[str], horizon: int, using: str) -> bool:
-    if not latest:
-        return False
-    counted = one_row(
-        "count_removable",
-        using,
-        lower=segment.lower,
-        upper=segment.upper,
-        latest=latest,
-        horizon=horizon,
-    )
-    total, removable = counted or (0, 0)
-    return bool(removable and removable >= LEAST_REMOVABLE * total)
-
-
 def _range_of_default(lowest: int, highest: int, using: str) -> tuple[int, int]:
     """Return the gap between segments in which the rows of the default segment lie."""
     present = segments.list_segments(using)
@@ -316,12 +263,12 @@ def _range_of_default(lowest: int, highest: int, using: str) -> tuple[int, int]:
                 f"the segment at {min(above)}: move them by hand."
             )
         return lower, min(above)
-    size = _next_size(present)
+    size = next_size(present)
     head = message_log.last_position(using)
     return lower, (head // size + 3) * size
 
 
-def _next_size(present: list[Segment]) -> int:
+def next_size(present: list[Segment]) -> int:
     """Return how many positions the next segment has: more, the more segments hold messages."""
     bounds = [(s.lower, s.upper) for s in present if s.lower is not None and s.upper is not None]
     lower, upper = bounds[-1] if bounds else (0, segments.DEFAULT_SIZE)
@@ -332,15 +279,3 @@ def _next_size(present: list[Segment]) -> int:
 
 def _drop_promise(using: str) -> None:
     one_row("drop_promise", using, name="outbox_message_default")
-
-
-@contextlib.contextmanager
-def _alone(using: str) -> Iterator[bool]:
-    """Hold the lock of maintenance for this session, if it is free."""
-    is_alone = bool(scalar("try_maintenance_lock", using))
-    try:
-        yield is_alone
-    finally:
-        if is_alone:
-            with contextlib.suppress(ProgrammingError):
-                scalar("release_maintenance_lock", using)

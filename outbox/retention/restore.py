@@ -33,19 +33,22 @@ def restore(
     `kept_for`: for how long no rule removes them again. Raises ArchiveBroken for a file that was
     changed, CannotRestore when the log still holds one of the positions, LogIsBusy.
     """
+    with log_lock.alone(using, wait=True):
+        return _restore(records, using, timezone.now() + kept_for)
+
+
+def _restore(records: Sequence[ArchivedSegment], using: str, until: datetime.datetime) -> int:
     total = 0
     for lower, group in itertools.groupby(
         sorted(records, key=lambda each: (each.lower, each.first_position)), lambda r: r.lower
     ):
-        total += _restore_segment(lower, list(group), using)
-    until = timezone.now() + kept_for
-    for record in records:
-        record.restored_until = until
-        record.save(using=using, update_fields=["restored_until"])
+        total += _restore_segment(lower, list(group), until, using)
     return total
 
 
-def _restore_segment(lower: int, records: list[ArchivedSegment], using: str) -> int:
+def _restore_segment(
+    lower: int, records: list[ArchivedSegment], until: datetime.datetime, using: str
+) -> int:
     upper = max(record.upper for record in records)
     present = _present(lower, upper, records[0], using)
     name = f"{segments.name_of(lower)}_new"
@@ -70,6 +73,10 @@ def _restore_segment(lower: int, records: list[ArchivedSegment], using: str) -> 
             one_row("attach_segment", using, name=new, lower=lower, upper=upper)
         with connections[using].cursor() as cursor:
             run_statement(cursor, "note_restored", {"lower": lower, "upper": upper})
+        # In the same transaction: no maintenance removes again what has just come back.
+        for record in records:
+            record.restored_until = until
+            record.save(using=using, update_fields=["restored_until"])
 
     log_lock.run(finish, using)
     return total

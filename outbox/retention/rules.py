@@ -14,6 +14,7 @@ from typing import Any, Literal
 from django.apps import AppConfig
 from django.core import checks
 
+from .. import events
 from ..conf import settings
 from ..exceptions import InvalidRule
 
@@ -57,7 +58,9 @@ class Rules:
     default: Rule = FOREVER
 
     def of(self, channel: str) -> Rule:
-        """Return the rule of a channel."""
+        """Return the rule of a channel; streams are kept for ever, whatever a setting says."""
+        if events.is_stream_channel(channel):
+            return FOREVER
         return self.by_channel.get(channel, self.default)
 
     @property
@@ -112,12 +115,21 @@ def current() -> Rules:
 def check_rules(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """E020: a retention rule that cannot be understood."""
+    """E020: a retention rule that cannot be understood; E021: one that cannot be met."""
     try:
-        current()
+        chosen = current()
     except InvalidRule as error:
         return [checks.Error(str(error), id="outbox.E020")]
-    return []
+    return [
+        checks.Error(
+            f'OUTBOX["CHANNELS"][{name!r}]["keep"] is "{rule}", but {name} is a channel of '
+            "streams, and those are kept for ever: an aggregate is the sum of all its messages.",
+            hint='Write "forever", or leave the rule out.',
+            id="outbox.E021",
+        )
+        for name, rule in sorted(chosen.by_channel.items())
+        if rule != FOREVER and events.is_stream_channel(name)
+    ]
 
 
 def _text(age: datetime.timedelta) -> str:

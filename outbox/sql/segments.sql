@@ -36,6 +36,14 @@ SELECT set_config('lock_timeout', %(timeout)s, true)
 -- A session lock: one maintenance at a time in this log.
 SELECT pg_try_advisory_lock(outbox_lock_key(20295, 'maintenance'))
 
+-- name: take_maintenance_lock
+-- The same, waiting for another maintenance to end.
+SELECT true FROM (SELECT pg_advisory_lock(outbox_lock_key(20295, 'maintenance'))) AS taken
+
+-- name: stand_aside
+-- Until commit: waits for open batches to end and holds new claims off.
+SELECT pg_advisory_xact_lock(20294, outbox_claim_number(0))
+
 -- name: release_maintenance_lock
 -- Releases what try_maintenance_lock took.
 SELECT pg_advisory_unlock(outbox_lock_key(20295, 'maintenance'))
@@ -119,100 +127,22 @@ SELECT channel, first_position, last_position, last_at FROM outbox_segment_chann
 -- name: copy_segment
 -- Reads one segment and, for the rule "latest", the newer messages of its keys.
 SELECT outbox_copy_segment_v1(
-    %(lower)s, %(name)s, %(expired)s::text[], %(latest)s::text[], %(horizon)s,
-    %(erased_channel)s, %(erased_key)s
+    %(lower)s, %(name)s, %(expired)s::text[], %(latest)s::text[], %(keyless)s::text[],
+    %(horizon)s, %(erased_channel)s, %(erased_key)s
 )
 
 -- name: segment_has_key
 -- Walks outbox_message_by_channel of one segment, filtering slots inside the index.
 SELECT outbox_segment_has_key_v1(%(lower)s, %(channel)s, %(key)s)
 
--- name: count_removable
--- Reads one segment: how many messages it has, and how many have a newer one of their key.
-SELECT count(*), count(*) FILTER (
-    WHERE m.key IS NOT NULL AND EXISTS (
-        SELECT FROM outbox_message AS newer
-        WHERE newer.channel = m.channel AND newer.slot = m.slot AND newer.key = m.key
-          AND newer.position > m.position AND newer.position <= %(horizon)s
-    )
-)
-FROM outbox_message AS m
-WHERE m.position >= %(lower)s AND m.position < %(upper)s AND m.channel = ANY(%(latest)s::text[])
-
--- name: readers_of_channels
--- Reads the cursor rows: the lowest position of each group in each channel.
-SELECT channel, "group", min(position) FROM outbox_cursor GROUP BY channel, "group"
-
--- name: open_snapshots
--- Reads the few rows of snapshots that are under way.
-SELECT DISTINCT channel FROM outbox_snapshot WHERE finished_at IS NULL
-
--- name: note_removed
--- Under lock_log: up to which position a channel is no longer whole.
-INSERT INTO outbox_channel_retention (channel, removed_to)
-VALUES (%(channel)s, %(position)s)
-ON CONFLICT (channel) DO UPDATE
-SET removed_to = GREATEST(outbox_channel_retention.removed_to, EXCLUDED.removed_to)
-
--- name: removed_to
--- Reads a row per channel from which messages were removed.
-SELECT channel, removed_to FROM outbox_channel_retention
-
--- name: read_removable
--- Walks the primary key of the log between two positions: what the segment does not keep.
-SELECT m.position, m.channel, m.key, m.type, m.payload::text, m.headers::text, m.created_at
-FROM outbox_message AS m
-WHERE m.position > %(after)s AND m.position < %(upper)s
-  AND (
-      m.channel = ANY(%(expired)s::text[])
-      OR m.channel = ANY(%(latest)s::text[]) AND m.key IS NOT NULL AND EXISTS (
-          SELECT FROM outbox_message AS newer
-          WHERE newer.channel = m.channel AND newer.slot = m.slot AND newer.key = m.key
-            AND newer.position > m.position AND newer.position <= %(horizon)s
-      )
-  )
-ORDER BY m.position
-LIMIT %(most)s
-
 -- name: advance_sequence
 -- Under lock_log: the next position is above this one.
 SELECT setval('outbox_message_position_seq', %(position)s)
 WHERE outbox_last_position() < %(position)s
 
--- name: erase_parked
--- By outbox_parked_once of the group; error texts may quote the payload.
-UPDATE outbox_parked_message
-SET payload = 'null', headers = '{"outbox.erased": true}', error = '(erased)', traceback = ''
-WHERE channel = %(channel)s AND key = %(key)s
-
--- name: erase_errors
--- Locks the cursor rows whose failed message has the key; error texts may quote the payload.
-UPDATE outbox_cursor AS c
-SET last_error = '(erased)'
-FROM outbox_message AS m
-WHERE c.channel = %(channel)s AND c.last_error <> ''
-  AND m.position = c.failed_position AND m.channel = %(channel)s AND m.key = %(key)s
-
--- name: vacuum_parked
--- Rewrites the table of parked messages, so that its file holds no erased row; locks it meanwhile.
-VACUUM (FULL) outbox_parked_message
-
--- name: count_key
--- Walks outbox_message_by_channel, filtering slots inside the index.
-SELECT count(*)
-FROM outbox_message
-WHERE channel = %(channel)s
-  AND key = %(key)s
-  AND slot = COALESCE(hashtextextended(%(key)s, 0) & 32767, 0)
-  AND headers::text <> '{"outbox.erased": true}'
-
--- name: insert_archived
--- Into a table beside the log, positions as they were.
-SELECT outbox_insert_archived_v1(%(name)s, %(messages)s::json)
-
 -- name: copy_whole_segment
 -- Reads one segment.
-SELECT outbox_copy_segment_v1(%(lower)s, %(name)s, '{}', '{}', 0, '', NULL)
+SELECT outbox_copy_segment_v1(%(lower)s, %(name)s, '{}', '{}', '{}', 0, '', NULL)
 
 -- name: rename_table
 -- A table beside the log.
@@ -221,13 +151,6 @@ SELECT outbox_rename_v1(%(name)s, %(new_name)s)
 -- name: first_present
 -- By the primary key of the log.
 SELECT min(position) FROM outbox_message WHERE position = ANY(%(positions)s::bigint[])
-
--- name: note_restored
--- Under lock_log: the channel is whole again from the first position of a segment on.
-UPDATE outbox_channel_retention AS r
-SET removed_to = %(lower)s - 1
-WHERE r.removed_to < %(upper)s
-  AND r.removed_to >= %(lower)s
 
 -- name: age_of_log
 -- One row by the primary key: seconds since the first message that the log still has.

@@ -6,7 +6,11 @@ SELECT
     id, "group", channel, slot_from, slot_to, position, max_position, generation, processed,
     skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
     last_served_at, last_commit_at, rate, backlog.messages, backlog.is_lower_bound, backlog.oldest,
-    clock_timestamp() AS now, outbox_last_position() AS last_position
+    clock_timestamp() AS now, outbox_last_position() AS last_position,
+    COALESCE((
+        SELECT r.removed_to FROM outbox_channel_retention AS r
+        WHERE r.channel = outbox_cursor.channel
+    ), 0) AS removed_to
 FROM outbox_cursor
 CROSS JOIN LATERAL outbox_backlog(
     channel, position, slot_from, slot_to,

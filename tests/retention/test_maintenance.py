@@ -8,55 +8,16 @@ import json
 import pytest
 from django.core.files.storage import storages
 from django.core.management import call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 
 import outbox
 from outbox.consuming import cursors
 from outbox.models import ArchivedSegment, ChannelRetention, Message, OperatorAction
 from outbox.operations import replay
 from outbox.retention import erasure, maintenance, restore, rules, segments
+from tests.retention.conftest import run
 
 pytestmark = pytest.mark.django_db(transaction=True)
-SIZE = 100
-
-
-def run(sql, *parameters):
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
-        return cursor.fetchall() if cursor.description else None
-
-
-@pytest.fixture
-def small_log(settings, tmp_path):
-    """A log of segments of 100 positions, whose messages can be made older; put back at the end."""
-    settings.STORAGES = {
-        **settings.STORAGES,
-        "cold": {
-            "BACKEND": "django.core.files.storage.FileSystemStorage",
-            "OPTIONS": {"location": str(tmp_path)},
-        },
-    }
-    names = [each.name for each in segments.list_segments() if each.lower is not None]
-    run("TRUNCATE outbox_message, outbox_cursor")
-    for name in names:
-        run(f"DROP TABLE {name}")
-    run("ALTER SEQUENCE outbox_message_position_seq RESTART WITH 1")
-    for number in range(4):
-        segments._create(max(1, number * SIZE), (number + 1) * SIZE, "default")
-    yield tmp_path
-    run("TRUNCATE outbox_message, outbox_cursor")
-    for each in segments.list_segments():
-        if each.lower is not None:
-            run(f"DROP TABLE {each.name}")
-    run("SELECT setval('outbox_message_position_seq', 1000)")
-    for number in range(8):
-        size = segments.DEFAULT_SIZE
-        segments._create(max(1, number * size), (number + 1) * size, "default")
-    ChannelRetention.objects.all().delete()
-    ArchivedSegment.objects.all().delete()
-    OperatorAction.objects.all().delete()
-
-
 def publish(count, channel="goods", key=None, days=0):
     """Publish messages of some days ago; what is under test reads the time in the row."""
     run(
@@ -169,7 +130,8 @@ def test_nothing_unread_is_removed(small_log, settings):
     done = maintenance.maintain("default")
 
     assert done.dropped == ["outbox_message_1"]
-    assert done.held == {"goods": "slow"}
+    (hold,) = done.held
+    assert (hold.channel, hold.group, hold.position, hold.segments) == ("goods", "slow", 120, 1)
 
 
 def test_a_reset_is_clamped_to_what_the_channel_still_has(small_log, settings):

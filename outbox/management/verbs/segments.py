@@ -95,5 +95,5 @@ def _narrate(done: maintenance.Done, printer: Printer) -> None:
     for what in ("created", "promoted", "archived", "compacted", "dropped"):
         if names := getattr(done, what):
             printer.note(f"{what}: {', '.join(names)}")
-    for channel, group in sorted(done.held.items()):
-        printer.note(f"kept: messages of {channel} that group {group} has not read")
+    for hold in done.held:
+        printer.note(f"kept: {hold}")

@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 
 from ... import groups
 from ...checks import log_faults
-from ...operations import redrives, status
+from ...operations import redrives, retention_status, status
 from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus, SnapshotSession
 from ...operations.status import Description, GroupStatus
@@ -30,6 +30,8 @@ class Groups(Verb):
         states = status.list_groups(options["database"])
         for fault in log_faults(options["database"]):
             printer.note(f"{fault.msg} Run: {fault.hint}")
+        for note in retention_status.see(options["database"]).notes:
+            printer.note(note)
         if printer.as_json:
             return printer.json(states)
         printer.table(
@@ -61,12 +63,16 @@ class Describe(Verb):
         if options["parked"]:
             return print_parked(printer, redrives.list_parked(options["group"], using=using))
         description = status.describe(options["group"], using)
+        holds = retention_status.see(using).holds
         if printer.as_json:
             return printer.json(description)
         if options["workers"]:
             return _print_workers(printer, description)
         if not options["ranges"]:
             _print_summary(printer, description)
+            for hold in holds:
+                if hold.group == description.summary.group:
+                    printer.note(f"Retention is held back: {hold}.")
             printer.line()
         _print_ranges(printer, description.ranges)
 
@@ -92,6 +98,9 @@ class Check(Verb):
             raise CommandError("Give --lag, --lag-seconds or --parked.", returncode=ExitCode.USAGE)
         state, past = status.check(options["group"], **limits, using=options["database"])
         past += [f"{fault.msg} Run: {fault.hint}" for fault in log_faults(options["database"])]
+        for hold in retention_status.see(options["database"]).holds:
+            if hold.group == state.group:
+                printer.note(f"Retention is held back: {hold}.")
         if printer.as_json:
             printer.json(dataclasses.asdict(state) | {"past": past})
         else:

@@ -22,6 +22,9 @@ CREATE TABLE outbox_message (
     headers jsonb NOT NULL DEFAULT outbox_context()
 ) PARTITION BY RANGE (position);
 
+-- No copy of a payload in the statistics: erasure could not remove it from there.
+ALTER TABLE outbox_message ALTER payload SET STATISTICS 0, ALTER headers SET STATISTICS 0;
+
 ALTER SEQUENCE outbox_message_position_seq OWNED BY outbox_message.position;
 
 CREATE INDEX outbox_message_by_channel ON outbox_message (channel, position, slot);
@@ -34,7 +37,7 @@ BEGIN ATOMIC
 END;
 
 -- An advisory lock key: 16 bits of a kind, 48 bits of a name's hash. The kinds: 20290 floors
--- (02_visibility.sql), 20295 maintenance, 20296 and 20297 idle workers, 20298 waiters, 20299
+-- (02_visibility.sql), 20294 claims (05_claiming.sql), 20295 maintenance, 20296 and 20297 idle workers, 20298 waiters, 20299
 -- the shape of a group. Claims have two numbers as their key (05_claiming.sql).
 CREATE FUNCTION outbox_lock_key(kind integer, name text) RETURNS bigint LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
@@ -78,6 +81,9 @@ BEGIN
         segment,
         CASE WHEN lower IS NULL THEN 'DEFAULT'
              ELSE format('FOR VALUES FROM (%s) TO (%s)', lower, upper) END
+    );
+    EXECUTE format(
+        'ALTER TABLE %I ALTER payload SET STATISTICS 0, ALTER headers SET STATISTICS 0', segment
     );
     EXECUTE format(
         'CREATE TRIGGER outbox_segment_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %I '

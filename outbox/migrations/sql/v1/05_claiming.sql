@@ -78,6 +78,13 @@ BEGIN ATOMIC
     SELECT (hashint8extended(cursor_id, outbox_log_number()) & 2147483647)::integer;
 END;
 
+-- Until the end of this transaction no segment is removed. Waits while maintenance removes one, and
+-- while it waits to do so: then a claim has to stand aside.
+CREATE FUNCTION outbox_stand_aside_v1() RETURNS void LANGUAGE sql VOLATILE
+BEGIN ATOMIC
+    SELECT pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));
+END;
+
 -- Lock the first range that has something to do, by the order of the groups and then the longest
 -- not served, and read its next messages: at most `most`, and no more than `most_bytes` of JSON but
 -- one message at least. Ranges that others hold are passed over. The claim comes with the first
@@ -107,6 +114,7 @@ DECLARE
     is_compressed boolean;
     ignored boolean;
 BEGIN
+    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));
     FOR candidate IN
         SELECT c.*
         FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)

@@ -9,6 +9,7 @@ DROP FUNCTION outbox_waiter_key(text);
 DROP FUNCTION outbox_claim(text[], text[], bigint, bigint[], integer[], integer, bigint);
 DROP FUNCTION outbox_fitting_end(text, bigint, bigint, integer, integer, bigint);
 DROP FUNCTION outbox_ranges_v1(text, text);
+DROP FUNCTION outbox_stand_aside_v1();
 DROP FUNCTION outbox_claim_number(bigint);
 DROP FUNCTION outbox_claim_of(outbox_cursor, bigint);
 DROP FUNCTION outbox_check_cursor();

@@ -24,6 +24,10 @@ BEGIN
         'INCLUDING CONSTRAINTS INCLUDING INDEXES INCLUDING STORAGE)',
         of_name
     );
+    -- No copy of a payload in the statistics: erasure could not remove it from there.
+    EXECUTE format(
+        'ALTER TABLE %I ALTER payload SET STATISTICS 0, ALTER headers SET STATISTICS 0', of_name
+    );
 END
 $$;
 
@@ -154,11 +158,11 @@ END
 $$;
 
 -- Copy what a segment keeps into a table beside it: all but the expired channels, and of the
--- channels that keep the latest message of a key all but those that have a newer one. A null
--- erased_key keeps payloads; else the messages of that key and channel become tombstones.
+-- channels that keep the latest message of a key all but those that have a newer one, or that have
+-- no key where the channel is among `keyless`. A null erased_key keeps payloads; else the messages of that key and channel become tombstones.
 CREATE FUNCTION outbox_copy_segment_v1(
-    lower bigint, into_table text, expired text[], latest text[], horizon bigint,
-    erased_channel text, erased_key text
+    lower bigint, into_table text, expired text[], latest text[], keyless text[],
+    horizon bigint, erased_channel text, erased_key text
 ) RETURNS bigint LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
@@ -171,17 +175,18 @@ BEGIN
         '    CASE WHEN erased.is_one THEN ''{"outbox.erased": true}'' ELSE s.headers END '
         'FROM %I AS s '
         'CROSS JOIN LATERAL ('
-        '    SELECT COALESCE(s.channel = $4 AND s.key = $5, false) AS is_one'
+        '    SELECT COALESCE(s.channel = $5 AND s.key = $6, false) AS is_one'
         ') AS erased '
         'WHERE s.channel <> ALL ($1) '
+        '  AND NOT (s.channel = ANY ($3) AND s.key IS NULL) '
         '  AND NOT (s.channel = ANY ($2) AND s.key IS NOT NULL AND EXISTS ('
         '      SELECT FROM outbox_message AS m '
         '      WHERE m.channel = s.channel AND m.slot = s.slot AND m.key = s.key '
-        '        AND m.position > s.position AND m.position <= $3'
+        '        AND m.position > s.position AND m.position <= $4'
         '  )) '
         'ORDER BY s.position',
         into_table, outbox_segment_name_v1(lower)
-    ) USING expired, latest, horizon, erased_channel, erased_key;
+    ) USING expired, latest, keyless, horizon, erased_channel, erased_key;
     GET DIAGNOSTICS copied = ROW_COUNT;
     RETURN copied;
 END

@@ -1,7 +1,9 @@
 DROP FUNCTION outbox_rename_v1(text, text);
 DROP FUNCTION outbox_insert_archived_v1(text, json);
 DROP FUNCTION outbox_segment_has_key_v1(bigint, text, text);
-DROP FUNCTION outbox_copy_segment_v1(bigint, text, text[], text[], bigint, text, text);
+DROP FUNCTION outbox_copy_segment_v1(
+    bigint, text, text[], text[], text[], bigint, text, text
+);
 DROP FUNCTION outbox_segment_channels_v1(bigint);
 DROP FUNCTION outbox_promote_default_v1(bigint, bigint, text);
 DROP FUNCTION outbox_swap_segment_v1(text, bigint, bigint);
