@@ -75,7 +75,9 @@ def state(folder):
         "JOIN pg_class AS child ON child.oid = inhrelid "
         "WHERE inhparent = 'outbox_message'::regclass ORDER BY 1"
     )
-    rows = run("SELECT count(*), md5(string_agg(m::text, '' ORDER BY position)) FROM outbox_message AS m")
+    rows = run(
+        "SELECT count(*), md5(string_agg(m::text, '' ORDER BY position)) FROM outbox_message AS m"
+    )
     removed = run("SELECT channel, removed_to FROM outbox_channel_retention ORDER BY 1")
     files = ArchivedSegment.objects.order_by("first_position", "last_position").values_list(
         "lower", "upper", "messages", "first_position", "last_position", "checksum", "is_obsolete"
@@ -83,7 +85,9 @@ def state(folder):
     tables = run("SELECT relname FROM pg_class WHERE relname ~ '^outbox_message.*_(new|fresh)$'")
     promises = run("SELECT count(*) FROM pg_constraint WHERE conname = 'outbox_segment_range'")
     on_disk = {path.name for path in folder.rglob("*.gz")}
-    named = {os.path.basename(name) for name in ArchivedSegment.objects.values_list("name", flat=True)}
+    named = {
+        os.path.basename(name) for name in ArchivedSegment.objects.values_list("name", flat=True)
+    }
     return segments, rows, removed, list(files), tables, promises, on_disk == named
 
 

@@ -18,6 +18,8 @@ from outbox.retention import erasure, maintenance, restore, rules, segments
 from tests.retention.conftest import run
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
 def publish(count, channel="goods", key=None, days=0):
     """Publish messages of some days ago; what is under test reads the time in the row."""
     run(
