@@ -24,8 +24,8 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed ## fly January 2013 through the outbox, with a crash and a replay, and check every result
-	$(VENV)/bin/python examples/flights/demo.py $(ARGS)
+demo: $(VENV)/installed ## run an example and check every result: flights, or ARGS="bank"
+	$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)
 	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(ARGS)
