@@ -6,7 +6,17 @@ import argparse
 import importlib
 import os
 
-NAMES = ("publish", "consume", "storage", "wakeup", "publishers", "parking", "scaling", "pgpubsub")
+NAMES = (
+    "publish",
+    "consume",
+    "storage",
+    "wakeup",
+    "publishers",
+    "parking",
+    "snapshot",
+    "scaling",
+    "pgpubsub",
+)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whether the sequence, the log and the cursors agree, and the statement that makes them agree.
+"""Whether sequence, log, cursors and functions agree, and the statement that makes them agree.
 
 A cursor above the sequence passes over new messages; a sequence below the log's last row makes each
 publish fail. Backups without the log's rows and logical upgrades (rows come, sequences do not) lead
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from django.db import connections
 
 from .exceptions import ImpossiblePosition
-from .sql import run_statement, scalar, statement
+from .sql import one_row, run_statement, scalar, statement
 
 MEND = statement("mend_positions") + ";"
 """Moves cursors back to what they have not handled, and the sequence above all positions."""
@@ -32,7 +32,10 @@ def find_faults(using: str) -> list[Fault]:
         last, last_row = cursor.fetchone()
         run_statement(cursor, "see_cursors_above")
         above = cursor.fetchall()
+        run_statement(cursor, "see_missing_ranges")
+        missing = cursor.fetchall()
     faults = [Fault(cursor_detail(*row), MEND) for row in above]
+    faults += [_range_fault(*row) for row in missing]
     if last_row is not None and last_row > last:
         detail = (
             f"the sequence outbox_message_position_seq is at {last}, below the log's last row at "
@@ -50,10 +53,31 @@ def cursor_detail(group: str, channel: str, position: int, last: int) -> str:
     )
 
 
+def _range_fault(group: str, channel: str, slots: int, fix: str) -> Fault:
+    detail = (
+        f"group {group!r} has no cursor for {slots} slots of channel {channel!r}: messages there "
+        f"are not handled; once all its cursors there are deleted, its next worker creates them "
+        f"at the start of the group, and `manage.py outbox reset {group}` moves them"
+    )
+    return Fault(detail, fix)
+
+
 def refuse_faults(using: str) -> None:
     """Raise ImpossiblePosition when the positions of a database disagree."""
     for fault in find_faults(using):
         raise ImpossiblePosition(detail=fault.detail, fix=fault.fix)
+
+
+def misplaced_functions(using: str) -> Fault | None:
+    """Return which functions look for the log in a schema where it is not; None: none."""
+    names, fix = one_row("list_misplaced_functions", using) or (None, "")
+    if not names:
+        return None
+    detail = (
+        f"{len(names)} functions look for the log in another schema, as after ALTER SCHEMA "
+        f"RENAME: {', '.join(names)}"
+    )
+    return Fault(detail, fix)
 
 
 def origin_triggers(using: str) -> Fault | None:

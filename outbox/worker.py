@@ -218,6 +218,7 @@ class Worker:
                     break
                 if moved is None:
                     self.wakeups.wait(self.horizon, self._idle)
+                    self._is_registered &= not self.wakeups.misses_cursors
                 else:
                     self.limits.note_success()
                     self.wakeups.reset()

@@ -244,6 +244,50 @@ def test_a_server_without_idle_timeout_is_warned_of():
     assert found.fix.startswith("ALTER DATABASE")
 
 
+@pytest.mark.parametrize(
+    ("setting", "effect"),
+    [
+        ("statement_timeout", "is repeated with fewer messages"),
+        ("lock_timeout", "gives up and tries again"),
+        ("idle_in_transaction_session_timeout", "ends handlers that compute"),
+    ],
+)
+def test_a_timeout_of_the_role_below_what_workers_take_is_warned_of(setting, effect):
+    """The setting, its value and what it does to workers are named, with the statement that sets it."""
+    found = examined(f"options['options'] = '-c {setting}=250'")["timeouts"]
+
+    assert found["level"] == "warn"
+    assert found["detail"].startswith(f"{setting} of this role is 0.25 s")
+    assert effect in found["detail"]
+    assert found["fix"].startswith("ALTER ROLE ")
+    assert f"SET {setting} = '" in found["fix"]
+
+
+def test_timeouts_that_leave_workers_time_are_fine():
+    """They are listed."""
+    found = examined("options['options'] = '-c statement_timeout=1h'")["timeouts"]
+
+    assert found["level"] == "ok"
+    assert "statement_timeout 3600 s" in found["detail"]
+
+
+def test_workers_that_may_fill_the_lock_table_are_warned_of(session, declare_group, monkeypatch):
+    """The setting that the fix names leaves half of the table free."""
+    monkeypatch.setattr(doctor, "MOST_IDLE_LOCKS", 100_000)
+    sessions, prepared = (
+        value(session, "SHOW max_connections"),
+        value(session, "SHOW max_prepared_transactions"),
+    )
+    before = finding("locks")
+    declare_group("wide", *(f"tenant-{number}" for number in range(20_000)))
+    found = finding("locks")
+    size = int(found.fix.split("=")[1].split(",")[0])
+
+    assert before.level == "ok"
+    assert found.level == "warn"
+    assert size * (int(sessions) + int(prepared)) > 2 * 20_000
+
+
 def test_few_segments_ahead_are_warned_of(monkeypatch):
     """The fix is the command that adds some."""
     monkeypatch.setattr(doctor, "FEWEST_AHEAD", 99)

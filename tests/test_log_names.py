@@ -143,6 +143,41 @@ def test_two_logs_of_one_database_are_independent(tmp_path, empty_database):
     assert not set(names[0]) & set(names[1])
 
 
+RENAMED = """
+from django.db import connection, transaction
+from django.core.management import call_command
+import outbox
+from outbox.operations import doctor
+
+def functions():
+    (found,) = (each for each in doctor.examine() if each.check == "functions")
+    return found
+
+with connection.cursor() as cursor:
+    cursor.execute('CREATE SCHEMA early')
+    cursor.execute('SET search_path = early')
+call_command("migrate", verbosity=0)
+before = functions()
+with connection.cursor() as cursor:
+    cursor.execute('ALTER SCHEMA early RENAME TO "The Late"')
+    cursor.execute('SET search_path = "The Late"')
+moved = functions()
+with connection.cursor() as cursor:
+    cursor.execute(moved.fix)
+after = functions()
+with transaction.atomic():
+    outbox.publish_raw("c", "Raw", {})
+print(before.level, moved.level, "outbox_claim" in moved.detail, after.level)
+"""
+
+
+def test_a_renamed_schema_is_named_with_the_statements_that_mend_it(tmp_path, empty_database):
+    """ALTER SCHEMA RENAME leaves the functions with the old name in their search_path."""
+    printed = Project(tmp_path, {"default": empty_database}).run(RENAMED)
+
+    assert printed.split() == ["ok", "fail", "True", "ok"]
+
+
 def test_a_lock_of_the_project_holds_nothing_back(session, connect):
     """A floor is a lock of a transaction that inserts into this log; any other holder of the same
     key does not count."""

@@ -272,11 +272,12 @@ def settle(idle: IdleRanges, using: str) -> int:
 
 def next_look(
     groups: Sequence[ConsumerGroup], horizon: int, idle: IdleRanges | None, using: str
-) -> tuple[float | None, bool]:
+) -> tuple[float | None, bool, bool]:
     """Return when to look again, after nothing could be claimed up to `horizon`.
 
-    The seconds until the earliest retry, resume or lease end, None when none is due; and whether
-    another session holds a range that is none of the `idle` ones, and so may have messages.
+    The seconds until the earliest retry, resume or lease end, None when none is due; whether
+    another session holds a range that is none of the `idle` ones, and so may have messages; and
+    whether cursors of the groups are missing, as after a DELETE by hand.
     """
     pairs = [(group.name, channel) for group in groups for channel in group.channels]
     parameters: dict[str, Any] = {
@@ -287,5 +288,5 @@ def next_look(
     }
     with connections[using].cursor() as cursor:
         run_statement(cursor, "next_look", parameters)
-        seconds, is_locked = cursor.fetchone()
-    return None if seconds is None else max(0.0, float(seconds)), is_locked
+        seconds, is_locked, is_missing = cursor.fetchone()
+    return None if seconds is None else max(0.0, float(seconds)), is_locked, is_missing

@@ -77,6 +77,8 @@ class Wakeups:
         os.set_blocking(self._pipe[1], False)
         self.listener = database.Listener(self.alias, self._pipe[0])
         self._can_listen = bool(self.listen)
+        self.misses_cursors = False
+        """Whether the last wait found that cursors of the groups are missing."""
         self._locked: list[int] = []
         self._is_idle = False
         self._idle_since: float | None = None
@@ -89,6 +91,7 @@ class Wakeups:
         another session.
         """
         now = time.monotonic()
+        self.misses_cursors = False
         if self._idle_since is None:
             self._idle_since = now
         if now - self._idle_since < self.linger:
@@ -191,7 +194,13 @@ class Wakeups:
         self._short_waits = min(self._short_waits + 1, 16)
 
     def _until_due(self, horizon: int, idle: IdleRanges | None) -> float:
-        due, is_locked = cursors.next_look(self.groups, horizon, idle, self.using)
+        due, is_locked, self.misses_cursors = cursors.next_look(
+            self.groups, horizon, idle, self.using
+        )
+        if self.misses_cursors:
+            names = ", ".join(group.name for group in self.groups)
+            logger.warning("cursors of %s were deleted: those of whole channels begin anew", names)
+            return 0.0
         longest = min(self.poll_interval, LOCKED_WAIT) if is_locked else self.poll_interval
         return longest if due is None else min(due, longest)
 

@@ -112,6 +112,11 @@ def _positions(using: str) -> Answer:
     return "fail", faults[0].detail + more, faults[0].fix
 
 
+def _functions(using: str) -> Answer:
+    fault = positions.misplaced_functions(using)
+    return ("fail", *fault) if fault else ("ok", "they look for the log in its schema", "")
+
+
 def _triggers(using: str) -> Answer:
     _, _, missing = one_row("describe_log", using) or (None, None, [])
     if missing:
@@ -244,14 +249,14 @@ def _timeouts_of(using: str) -> dict[str, int]:
 
 def _locks(using: str) -> Answer:
     """Compare what workers lock with the lock table; a full one stops publishers as well."""
-    capacity, relations = one_row("read_lock_table", using) or (0, 0)
+    each, sessions, relations = one_row("read_lock_table", using) or (0, 0, 0)
     workers = max(1, len(worker_sessions(using)))
     channels = {channel for group in groups.all_groups() for channel in group.channels}
     needed = workers * (relations + min(len(channels), MOST_IDLE_LOCKS))
-    detail = f"{workers} workers take up to {needed} of {capacity} locks"
-    if needed < capacity / 2:
+    detail = f"{workers} workers take up to {needed} of {each * sessions} locks"
+    if needed < each * sessions / 2:
         return "ok", detail, ""
-    fix = f"Set max_locks_per_transaction = {2 * needed * 64 // capacity + 64}, and restart."
+    fix = f"Set max_locks_per_transaction = {2 * needed // sessions + 64}, and restart."
     return "warn", detail, fix
 
 
@@ -281,6 +286,7 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "primary": _primary,
     "isolation": _isolation,
     "sequence": _sequence,
+    "functions": _functions,
     "positions": _positions,
     "triggers": _triggers,
     "captures": _captures,

@@ -69,8 +69,9 @@ SELECT channel, outbox_slots(channel, %(after)s, %(until)s)
 FROM unnest(%(channels)s::text[]) AS of_group (channel)
 
 -- name: next_look
--- Reads the few cursor rows of the groups: the seconds until the next retry, resume or lease end, and
--- whether a range with messages was passed over because another session holds its row.
+-- Reads the few cursor rows of the groups: the seconds until the next retry, resume or lease end,
+-- whether a range with messages was passed over because another session holds its row, and whether
+-- a slot of their channels has no cursor.
 SELECT
     extract(epoch FROM min(due.at) - clock_timestamp()),
     COALESCE(bool_or(
@@ -78,9 +79,10 @@ SELECT
         AND (c.id, c.generation) NOT IN (
             SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
         )
-    ), false)
+    ), false),
+    COALESCE(sum(c.slot_to - c.slot_from + 1), 0) < 32768 * cardinality(%(groups)s::text[])
 FROM unnest(%(groups)s::text[], %(channels)s::text[]) AS mine ("group", channel)
-JOIN outbox_cursor AS c ON c."group" = mine."group" AND c.channel = mine.channel
+CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
 CROSS JOIN LATERAL (
     SELECT min(each.at) AS at
     FROM unnest(ARRAY[c.retry_at, c.paused_until, c.leased_until, c.hold_until]) AS each (at)

@@ -36,6 +36,40 @@ FROM outbox_cursor AS c
 WHERE c.position > outbox_last_position()
 ORDER BY c."group", c.channel, c.slot_from
 
+-- name: see_missing_ranges
+-- Reads the few cursor rows: how many slots of a group's channel no cursor covers, and the statement
+-- after which its next worker creates all of them.
+SELECT
+    "group", channel, 32768 - sum(slot_to - slot_from + 1),
+    format('DELETE FROM outbox_cursor WHERE "group" = %L AND channel = %L;', "group", channel)
+FROM outbox_cursor
+GROUP BY "group", channel
+HAVING sum(slot_to - slot_from + 1) < 32768
+ORDER BY "group", channel
+
+-- name: list_misplaced_functions
+-- Reads the catalog: the functions that look for their names in another schema than the log's, as
+-- after ALTER SCHEMA ... RENAME, and the statements that mend them.
+SELECT
+    array_agg(proname::text ORDER BY proname),
+    string_agg(
+        format('ALTER FUNCTION %I.%I(', nspname, proname) || pg_get_function_identity_arguments(pg_proc.oid)
+            || format(') SET search_path = %I, pg_temp;', nspname),
+        ' ' ORDER BY proname
+    )
+FROM pg_proc
+JOIN pg_namespace ON pg_namespace.oid = pronamespace
+WHERE pronamespace = (
+          SELECT relnamespace FROM pg_class WHERE oid = to_regclass('outbox_message')
+      )
+  AND starts_with(proname, 'outbox_')
+  AND EXISTS (
+      SELECT
+      FROM unnest(proconfig) AS setting (line)
+      WHERE starts_with(line, 'search_path=')
+        AND line <> format('search_path=%I, pg_temp', nspname)
+  )
+
 -- name: mend_positions
 -- For operators: locks the log against publishers, and the cursor rows that it moves.
 SELECT outbox_mend_positions()
@@ -74,11 +108,11 @@ SELECT name, setting::bigint FROM pg_settings WHERE right(name, 8) = '_timeout' 
 SELECT current_user
 
 -- name: read_lock_table
--- How many locks the server's lock table holds, and how many relations a claim locks.
+-- The server's lock table holds the product of the first two; how many relations a claim locks.
 SELECT
-    current_setting('max_locks_per_transaction')::bigint
-    * (current_setting('max_connections')::bigint
-       + current_setting('max_prepared_transactions')::bigint),
+    current_setting('max_locks_per_transaction')::bigint,
+    current_setting('max_connections')::bigint
+        + current_setting('max_prepared_transactions')::bigint,
     (SELECT 2 * count(*) FROM pg_inherits WHERE inhparent = to_regclass('outbox_message'))
 
 -- name: notify_doctor

@@ -50,16 +50,16 @@ SELECT EXISTS (
 -- name: has_handled
 -- Reads the cursors of a group; walks outbox_message_by_channel to the next message of each.
 SELECT COALESCE(
-    %(channels)s::text[] <@ array_agg(channel::text)
+    %(channels)s::text[] <@ array_agg(c.channel::text)
     AND bool_and(
-        position >= %(position)s
+        c.position >= %(position)s
         OR %(position)s <= %(horizon)s
-            AND NOT outbox_pending(channel, position, %(position)s, slot_from, slot_to)
+            AND NOT outbox_pending(c.channel, c.position, %(position)s, c.slot_from, c.slot_to)
     ),
     false
 )
-FROM outbox_cursor
-WHERE "group" = %(group)s AND channel = ANY(%(channels)s::text[])
+FROM unnest(%(channels)s::text[]) AS mine (channel)
+CROSS JOIN LATERAL outbox_ranges_v1(%(group)s, mine.channel) AS c
 
 -- name: waiter_signal
 -- The NOTIFY channel to LISTEN to while waiting for a group.

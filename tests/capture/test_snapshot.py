@@ -13,6 +13,7 @@ from django.db import connection, transaction
 import outbox
 from outbox import testing
 from outbox.changes import snapshot
+from outbox.exceptions import InvalidSnapshot
 from outbox.models import Message, Snapshot
 from tests.library.models import (
     Author,
@@ -290,6 +291,19 @@ def test_two_runs_at_once_share_the_work(background):
 
     keys = [message.key for message in stored("counters")]
     assert len(set(keys)) == 3000
+
+
+def test_a_restart_beside_a_running_snapshot_ends_that_one_with_a_clear_error(background):
+    """The new run stores every row; the old one says that it was restarted, and stores no more."""
+    make_counters(30)
+
+    def restart(progress):
+        background(lambda: snapshot.run(Counter, restart=True)).result()
+
+    with pytest.raises(InvalidSnapshot, match="was restarted by another process"):
+        snapshot.run(Counter, chunk_size=10, progress=restart)
+
+    assert len(stored("counters")) == 10 + 30
 
 
 def test_a_snapshot_without_its_stream_is_refused():

@@ -293,3 +293,42 @@ def test_messages_keep_coming_to_a_running_worker_after_truncate(session):
     assert handled("billing")[-4:] == published
     assert Message.objects.count() == 4
     assert value(session, "SELECT count(*) FROM outbox_cursor WHERE \"group\" = 'billing'") == 1
+
+
+def test_a_running_worker_creates_the_cursors_that_were_deleted(session):
+    """A DELETE by hand, unlike TRUNCATE, leaves the log as it is: the group begins anew."""
+    process = start_manage("consume", "billing", "--poll-interval", "0.5")
+    try:
+        published = publish(5)
+        wait_until(lambda: len(handled("billing")) == 5)
+        execute(session, "DELETE FROM outbox_cursor WHERE \"group\" = 'billing'")
+        wait_until(lambda: len(handled("billing")) == 10)
+        process.terminate()
+        _, written = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert handled("billing") == published + published
+    assert "cursors of billing were deleted" in written
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_slots_without_a_cursor_are_refused_until_they_are_mended(
+    session, declare_group, is_running
+):
+    """Messages there would never be handled: a worker ends, and the doctor says what to do."""
+    group = declare_group("crew", "orders", parallelism=4, start="latest")
+    turner = Worker([group])
+    turner.register()
+    if is_running:
+        assert turner.run_once() is None
+    execute(session, "DELETE FROM outbox_cursor WHERE \"group\" = 'crew' AND slot_from = 8192")
+    with pytest.raises(ImpossiblePosition, match="no cursor for 8192 slots of channel 'orders'"):
+        (turner if is_running else Worker([group])).run(max_messages=1)
+    (found,) = (each for each in doctor.examine() if each.check == "positions")
+    execute(session, found.fix)
+    Worker([group]).register()
+
+    assert found.level == "fail"
+    assert value(session, "SELECT count(*) FROM outbox_cursor WHERE \"group\" = 'crew'") == 4
