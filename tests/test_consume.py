@@ -12,7 +12,7 @@ from django.db import connection
 
 from outbox import groups
 from outbox.consuming import in_flight
-from outbox.consuming.in_flight import InHand
+from outbox.consuming.in_flight import InFlight
 from outbox.models import Cursor, ParkedMessage
 from outbox.processes import heartbeat
 from outbox.worker import Worker
@@ -200,7 +200,7 @@ def test_a_worker_that_is_told_to_leave_blames_nothing(start_command, tmp_path):
     fd = os.open(state, os.O_RDWR)
 
     assert code == 5
-    assert InHand(fd).read().position == 0
+    assert InFlight(fd).read().position == 0
 
 
 def test_two_workers_cannot_share_a_state_file(start_command, tmp_path):
@@ -223,7 +223,7 @@ def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):
         [*_, position] = publish_orders(3), *publish_orders(1, "gate")
         claim = background(worker("billing").run_once)
         wait_until(gate.waiting)
-        meanwhile = InHand(fd).read()
+        meanwhile = InFlight(fd).read()
         gate.open()
         claim.result()
     finally:

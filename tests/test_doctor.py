@@ -28,7 +28,7 @@ needs_pgbouncer = pytest.mark.skipif(
 
 def finding(check, using="default"):
     """What the doctor says in-process about one check."""
-    (found,) = (each for each in doctor.examine(using) if each.check == check)
+    (found,) = (each for each in doctor.run_checks(using) if each.check == check)
     return found
 
 
@@ -48,7 +48,7 @@ from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from outbox.operations import doctor
 options = connections["default"].settings_dict["OPTIONS"]
 {change}
-print(json.dumps([dataclasses.asdict(each) for each in doctor.examine()]))
+print(json.dumps([dataclasses.asdict(each) for each in doctor.run_checks()]))
 """
     done = run_code(code, **variables)
     assert done.returncode == 0, done.stderr
@@ -382,7 +382,7 @@ def test_another_database_fails(tmp_path):
         "OPTIONS": {},
     }
     try:
-        (found,) = doctor.examine("lite")
+        (found,) = doctor.run_checks("lite")
     finally:
         del connections.databases["lite"]
 
@@ -393,7 +393,7 @@ def test_the_doctor_works_inside_a_transaction():
     """An error of one check does not spoil the transaction of the caller."""
     with transaction.atomic():
         found = finding("listen")
-        levels = {each.level for each in doctor.examine()}
+        levels = {each.level for each in doctor.run_checks()}
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
 

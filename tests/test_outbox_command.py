@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 DOCS = Path(__file__).parent.parent / "docs"
 GROUP_KEYS = [
-    "group", "status", "why", "position", "head", "lag", "lag_is_lower_bound", "lag_seconds", "rate",
+    "group", "status", "why", "position", "last_position", "lag", "lag_is_lower_bound", "lag_seconds", "rate",
     "parked", "workers", "last_commit", "processed", "skipped", "attempts", "last_error",
 ]  # fmt: skip
 MESSAGE_KEYS = ["position", "channel", "key", "type", "payload", "headers", "created_at"]

@@ -70,7 +70,7 @@ def test_a_group_with_nothing_pending_is_ok():
     drain("billing")
 
     assert (state().status, state().lag, state().lag_seconds) == ("ok", 0, 0.0)
-    assert state().position <= state().head
+    assert state().position <= state().last_position
 
 
 def test_a_group_without_worker_is_stopped(present):
@@ -312,7 +312,7 @@ def test_describe_names_the_session_that_holds_the_horizon(connect):
     horizon = status.describe("billing").horizon
     holder = horizon.held_by
 
-    assert horizon.horizon == holder.floor == horizon.head - 2
+    assert horizon.horizon == holder.floor == horizon.last_position - 2
     assert (holder.pid, holder.application) == (backend(publisher), "nightly import")
     assert holder.state == "idle in transaction"
     assert "INSERT INTO outbox_message" in holder.query

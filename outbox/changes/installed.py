@@ -47,7 +47,7 @@ def declared() -> Iterator[tuple[Any, CaptureTrigger]]:
                 yield model, trigger
 
 
-def examine(using: str) -> list[Finding]:
+def run_checks(using: str) -> list[Finding]:
     """Return what is wrong with the captures in a database."""
     if connections[using].vendor != "postgresql":
         return []
@@ -178,7 +178,7 @@ def check_captures(
     found: list[checks.CheckMessage] = []
     for alias in databases or []:
         try:
-            findings = examine(alias)
+            findings = run_checks(alias)
         except DatabaseError:
             continue  # W009 and E006 to E008 say what is wrong.
         for each in findings:

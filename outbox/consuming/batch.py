@@ -104,7 +104,7 @@ class Batch:
             self.group,
             [message_of(row) for row in self.rows[start : self._next_stop()]],
             after_call,
-            in_flight.noter(self.claim.id),
+            in_flight.recorder(self.claim.id),
             deadline=self.deadline,
             most_together=1 if is_suspect else None,
         )

@@ -19,7 +19,7 @@ from ..events import Message
 from ..exceptions import FailedAt, NotAwaited
 from ..groups import ConsumerGroup, Route
 from . import known_types
-from .in_flight import Note
+from .in_flight import Record
 
 FAILURES = (Exception, SystemExit, asyncio.CancelledError)
 """What a handler raises when it fails; anything else (KeyboardInterrupt) ends the worker."""
@@ -65,15 +65,15 @@ def run(
     group: ConsumerGroup,
     messages: Sequence[Message],
     after_call: AfterCall,
-    note: Note,
+    record: Record,
     *,
     deadline: float = float("inf"),
     most_together: int | None = None,
 ) -> Done | Failed:
     """Call the handlers of a group for messages of one channel, in order.
 
-    Ends after the call during which `deadline` passes, by `time.monotonic()`. `note`: see
-    `in_flight.noter`. `most_together`: the most messages for one call of a batch handler.
+    Ends after the call during which `deadline` passes, by `time.monotonic()`. `record`: see
+    `in_flight.recorder`. `most_together`: the most messages for one call of a batch handler.
     """
     calls: list[_Call] = []
     skipped: list[int] = []
@@ -84,7 +84,7 @@ def run(
     def run_calls() -> Done | Failed:
         seconds: list[float] | None = [] if observers.after_calls else None
         try:
-            return _call_handlers(calls, skipped, messages, after_call, note, deadline, seconds)
+            return _call_handlers(calls, skipped, messages, after_call, record, deadline, seconds)
         finally:
             for after in observers.after_calls:
                 after(group.name, [call[3] for call in calls[: len(seconds or ())]], seconds or ())
@@ -98,7 +98,7 @@ def _call_handlers(
     skipped: Sequence[int],
     messages: Sequence[Message],
     after_call: AfterCall,
-    note: Note,
+    record: Record,
     deadline: float,
     seconds: list[float] | None,
 ) -> Done | Failed:
@@ -108,7 +108,7 @@ def _call_handlers(
     for start, stop, position, route, event, message in calls:
         before = now
         try:
-            note(position, route.timeout)
+            record(position, route.timeout)
             result = call(route.handler, event, message) if call else route.handler(event, message)
             if result is not None:
                 _refuse_awaitable(result)
@@ -119,12 +119,12 @@ def _call_handlers(
         except FAILURES as error:
             if seconds is not None and now == before:
                 seconds.append(time.monotonic() - before)
-            note(0, None)
+            record(0, None)
             return _failed(messages, start, stop, error, bisect.bisect_left(skipped, start))
         if now >= deadline and stop < len(messages):
-            note(0, None)
+            record(0, None)
             return Done(stop, bisect.bisect_left(skipped, stop))
-    note(0, None)
+    record(0, None)
     return Done(len(messages), len(skipped))
 
 

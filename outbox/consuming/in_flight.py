@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-Note = Callable[[int, float | None], None]
+Record = Callable[[int, float | None], None]
 
 SIZE = 64
-CURSOR, POSITION, TIMEOUT, CALLS, BEATS, HANDLED, PID, READY = range(8)
+CURSOR, POSITION, TIMEOUT, CALLS, TURNS, HANDLED, PID, READY = range(8)
 
 
 class State(NamedTuple):
@@ -29,7 +29,7 @@ class State(NamedTuple):
     """Milliseconds that the handler may take; 0 for no limit."""
     calls: int
     """Changes with every call of a handler."""
-    beats: int
+    turns: int
     """Changes with every turn of the worker's loop."""
     handled: int
     """Messages moved past since the process began."""
@@ -38,7 +38,7 @@ class State(NamedTuple):
     """1 while the worker has a session in which it can claim, and was not told to stop."""
 
 
-class InHand:
+class InFlight:
     """The shared numbers; one process writes them. `fd`: a file open for reading and writing."""
 
     def __init__(self, fd: int) -> None:
@@ -57,26 +57,26 @@ class InHand:
         self._cells[PID] = os.getpid()
 
     def clear(self) -> None:
-        """Note that no message is in hand."""
+        """Record that no message is in hand."""
         self._cells[POSITION] = 0
 
     def turn(self, handled: int, is_ready: bool) -> None:
-        """Note a turn of the worker's loop."""
-        self._cells[BEATS] += 1
+        """Record a turn of the worker's loop."""
+        self._cells[TURNS] += 1
         self._cells[HANDLED] = handled
         self._cells[READY] = is_ready
 
-    def noter(self, cursor_id: int) -> Note:
+    def recorder(self, cursor_id: int) -> Record:
         """Return the function that notes a call for a message of a cursor; position 0 ends it."""
         cells = self._cells
         cells[CURSOR] = cursor_id
 
-        def note(position: int, timeout: float | None) -> None:
+        def record(position: int, timeout: float | None) -> None:
             cells[POSITION] = position
             cells[TIMEOUT] = int(timeout * 1000) if timeout else 0
             cells[CALLS] += 1
 
-        return note
+        return record
 
 
 def new_file() -> int:
@@ -87,20 +87,20 @@ def new_file() -> int:
         return os.dup(file.fileno())
 
 
-_own: InHand | None = None
+_own: InFlight | None = None
 
 
-def keep(fd: int) -> InHand:
+def record_to(fd: int) -> InFlight:
     """Make this process note what it has in hand in a file; what the file held is still there."""
     global _own
-    _own = InHand(fd)
+    _own = InFlight(fd)
     return _own
 
 
-def noter(cursor_id: int) -> Note:
+def recorder(cursor_id: int) -> Record:
     """Return the function that `handlers.run` calls with each message and its time limit."""
-    return no_note if _own is None else _own.noter(cursor_id)
+    return no_record if _own is None else _own.recorder(cursor_id)
 
 
-def no_note(position: int, timeout: float | None) -> None:
+def no_record(position: int, timeout: float | None) -> None:
     """Record nothing: no other process asked for it."""

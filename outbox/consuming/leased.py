@@ -232,8 +232,8 @@ def _parts(batch: Batch) -> Iterator[Batch]:
     for stop in range(1, len(rows)):
         route = routes.get(rows[stop][2])
         is_together = route is routes.get(rows[start][2]) and (route is None or route.is_batch)
-        is_full = route is not None and stop - start == route.most_together
-        if is_full or not is_together:
+        exceeded_memory = route is not None and stop - start == route.most_together
+        if exceeded_memory or not is_together:
             yield batch.part(rows[start:stop], rows[stop - 1][0])
             start = stop
     yield batch.part(rows[start:], batch.end_position)

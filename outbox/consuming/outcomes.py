@@ -117,7 +117,7 @@ def write(outcome: Outcome, using: str, lease: float | None = None) -> None:
         if failure.verdict == "park":
             parked_messages.park(failure, using)
     if outcome.blocked:
-        parked_messages.park_behind(outcome.claim, outcome.blocked, using)
+        parked_messages.park_blocked(outcome.claim, outcome.blocked, using)
     claim, statement = outcome.claim, "advance_cursor"
     parameters: dict[str, Any] = {
         "id": claim.id,

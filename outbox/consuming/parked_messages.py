@@ -1,8 +1,8 @@
-"""The table of parked messages: put in behind a cursor, look at, take out from the front.
+"""The table of parked messages: insert, list, and remove the first one of a key.
 
-The parked messages of one key are a queue in position order; one without a key is a queue of its
-own. Everything here but the reading happens under the lock of the cursor row that covers the
-queue's slot, so a worker sees a queue either before or after.
+The parked messages of one key stay in position order; a message without a key stands alone.
+Every change runs under the lock of the cursor row that covers the slot of the key, so a worker
+sees a key either before the change or after it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .cursors import Claim
 from .failures import Failure
 
 RESHAPES = 20
-"""How often a range may be split or merged while we wait for its lock."""
+"""How many splits and merges of a range to allow while waiting for its lock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Queue:
+class ParkedKey:
     """The parked messages of one key in a channel, or one message without a key."""
 
     group: str
@@ -59,7 +59,7 @@ def blocked_keys(claim: Claim, keys: Iterable[str | None], using: str) -> set[st
 
 
 def park(failure: Failure, using: str) -> None:
-    """Keep a message that its group gave up on, in the transaction that moves past it."""
+    """Store a message that its group gave up on, in the transaction that moves past it."""
     parameters = {
         **_error_columns(failure),
         "replayed": failure.message.replayed,
@@ -68,7 +68,7 @@ def park(failure: Failure, using: str) -> None:
     _execute("park_message", parameters, using)
 
 
-def park_behind(claim: Claim, positions: Sequence[int], using: str) -> None:
+def park_blocked(claim: Claim, positions: Sequence[int], using: str) -> None:
     """Park messages whose keys are blocked, in the transaction that moves past them.
 
     Raises StaleClaim when one of the keys is not blocked any more.
@@ -78,51 +78,52 @@ def park_behind(claim: Claim, positions: Sequence[int], using: str) -> None:
         "positions": list(positions),
         "max_position": claim.max_position,
     }
-    if _execute("park_behind", parameters, using) != len(positions):
+    if _execute("park_blocked", parameters, using) != len(positions):
         raise StaleClaim(cursor=claim.id)
 
 
-def queues(group: str, key: str | None, using: str) -> list[Queue]:
-    """Return the queues of a group, or of one of its keys, by their first positions."""
+def list_keys(group: str, key: str | None, using: str) -> list[ParkedKey]:
+    """Return the parked keys of a group, or one of them, by their first positions."""
     with connections[using].cursor() as cursor:
-        run_statement(cursor, "list_queues", {"group": group, "key": key})
-        return [Queue(group, *row) for row in cursor.fetchall()]
+        run_statement(cursor, "list_parked_keys", {"group": group, "key": key})
+        return [ParkedKey(group, *row) for row in cursor.fetchall()]
 
 
-def count(queue: Queue, using: str) -> int:
-    """Return how many messages a queue has now."""
+def count(parked_key: ParkedKey, using: str) -> int:
+    """Return how many messages of a key are parked now."""
     with connections[using].cursor() as cursor:
-        run_statement(cursor, "count_queue", dataclasses.asdict(queue))
+        run_statement(cursor, "count_parked_of_key", dataclasses.asdict(parked_key))
         return int(cursor.fetchone()[0])
 
 
-def lock(queue: Queue, using: str) -> Claim:
-    """Lock the cursor row that covers a queue until commit, and return it."""
+def lock(parked_key: ParkedKey, using: str) -> Claim:
+    """Lock the cursor row that covers a key until commit, and return it."""
     for _ in range(RESHAPES):
-        if claim := cursors.lock_slot(queue.group, queue.channel, queue.slot, using):
+        if claim := cursors.lock_slot(parked_key.group, parked_key.channel, parked_key.slot, using):
             return claim
     raise OutboxError(
-        f"Group {queue.group!r} has no cursor for slot {queue.slot} of channel {queue.channel!r}: "
+        f"Group {parked_key.group!r} has no cursor for slot {parked_key.slot} of channel "
+        f"{parked_key.channel!r}: "
         "let a worker consume the group once, which creates it."
     )
 
 
-def first(queue: Queue, using: str) -> tuple[events.Message, float] | None:
-    """Return the first message of a queue, and the seconds since its first failure."""
+def first(parked_key: ParkedKey, using: str) -> tuple[events.Message, float] | None:
+    """Return the first parked message of a key, and the seconds since its first failure."""
     with connections[using].cursor() as cursor:
-        run_statement(cursor, "first_parked", dataclasses.asdict(queue))
+        run_statement(cursor, "first_parked", dataclasses.asdict(parked_key))
         row = cursor.fetchone()
     if row is None:
         return None
     position, key, type_name, payload, headers, created_at, attempts, replayed, seconds = row
     message = events.Message(
         position,
-        queue.channel,
+        parked_key.channel,
         key,
         type_name,
         attempts + 1,
         replayed,
-        queue.group,
+        parked_key.group,
         payload,
         headers,
         created_at,
@@ -130,28 +131,28 @@ def first(queue: Queue, using: str) -> tuple[events.Message, float] | None:
     return message, seconds or 0.0
 
 
-def keep(failure: Failure, using: str) -> None:
+def record_failure(failure: Failure, using: str) -> None:
     """Record that a parked message failed again."""
     _execute("fail_parked", _error_columns(failure), using)
 
 
-def release(queue: Queue, position: int, using: str) -> int:
-    """Take a message out of its queue and return how many are left in it; raises NotParked."""
-    parameters = {"group": queue.group, "position": position}
+def release(parked_key: ParkedKey, position: int, using: str) -> int:
+    """Delete a parked message; return how many of its key are left. Raises NotParked."""
+    parameters = {"group": parked_key.group, "position": position}
     if _execute("release_parked", parameters, using) != 1:
-        raise NotParked(group=queue.group, wanted=f"at position {position}")
-    left = count(queue, using)
-    if queue.key is not None and not left:
-        transaction.on_commit(partial(_tell_released, queue), using=using)
+        raise NotParked(group=parked_key.group, wanted=f"at position {position}")
+    left = count(parked_key, using)
+    if parked_key.key is not None and not left:
+        transaction.on_commit(partial(_tell_released, parked_key), using=using)
     return left
 
 
-def _tell_released(queue: Queue) -> None:
+def _tell_released(parked_key: ParkedKey) -> None:
     try:
-        sender = groups.get(queue.group)
+        sender = groups.get(parked_key.group)
     except UnknownGroup:
         sender = None
-    signals.key_released.send_robust(sender=sender, channel=queue.channel, key=queue.key)
+    signals.key_released.send_robust(sender=sender, channel=parked_key.channel, key=parked_key.key)
 
 
 def _error_columns(failure: Failure) -> dict[str, Any]:

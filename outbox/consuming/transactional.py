@@ -106,7 +106,7 @@ def handle_alone(group: ConsumerGroup, claim: Claim, message: Message, using: st
     """
     watch = _Watch(group, claim, using, is_careful=True)
     with transaction.atomic(using=using):
-        result = handlers.run(group, [message], watch.after_call, in_flight.no_note)
+        result = handlers.run(group, [message], watch.after_call, in_flight.no_record)
         if isinstance(result, Failed):
             transaction.set_rollback(True, using=using)
     return result

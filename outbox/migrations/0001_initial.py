@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import django.db.models.expressions
 import django.db.models.functions.comparison
 import django.db.models.functions.datetime
@@ -9,11 +7,7 @@ from django.db import migrations, models
 
 import outbox.models
 import outbox.triggers
-
-
-def read(pattern: str) -> str:
-    files = sorted((Path(__file__).parent / "sql" / "v1").glob(pattern))
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+from outbox.migrations.sql import read
 
 
 class Migration(migrations.Migration):

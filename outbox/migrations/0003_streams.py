@@ -1,11 +1,6 @@
-from pathlib import Path
-
 from django.db import migrations, models
 
-
-def read(*names: str) -> str:
-    folder = Path(__file__).parent / "sql" / "v1"
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+from outbox.migrations.sql import read
 
 
 class Migration(migrations.Migration):

@@ -160,7 +160,7 @@ def _log(using: str) -> list[Metric]:
     drawn = CounterMetricFamily(
         "outbox_positions",
         "Positions drawn so far, in all channels; those of rolled-back transactions count.",
-        value=horizon.head,
+        value=horizon.last_position,
     )
     return [
         drawn,
@@ -172,7 +172,7 @@ def _log(using: str) -> list[Metric]:
         _gauge(
             "horizon_held_positions",
             "Positions above the horizon: no group can read them yet.",
-            horizon.head - horizon.horizon,
+            horizon.last_position - horizon.horizon,
         ),
         _gauge("segments", "Segments of the log.", len(present)),
         _gauge(
@@ -183,7 +183,7 @@ def _log(using: str) -> list[Metric]:
         _gauge(
             "default_segment_used",
             "Whether the default segment holds messages, because a segment was missing.",
-            segments.has_strays(using),
+            segments.default_has_rows(using),
         ),
         _gauge("log_bytes", "Size of the log with its indexes.", sum(s.bytes for s in present)),
         _gauge(

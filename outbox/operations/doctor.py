@@ -43,7 +43,7 @@ class Finding:
     """What to do; empty when all is well."""
 
 
-def examine(using: str | None = None) -> list[Finding]:
+def run_checks(using: str | None = None) -> list[Finding]:
     """Return the finding of every check, in a fixed order."""
     using = log_alias(using)
     if connections[using].vendor != "postgresql":
@@ -136,7 +136,7 @@ def _triggers(using: str) -> Answer:
 
 
 def _captures(using: str) -> Answer:
-    found = installed.examine(using)
+    found = installed.run_checks(using)
     if not found:
         return "ok", "every declared capture is installed", ""
     first = min(found, key=lambda finding: not finding.is_error)
@@ -263,7 +263,7 @@ def _locks(using: str) -> Answer:
 def _segments(using: str) -> Answer:
     ahead = segments.count_ahead(segments.list_segments(using))
     fix = f"Run `manage.py outbox segments --ahead {2 * FEWEST_AHEAD}`."
-    if segments.has_strays(using):
+    if segments.default_has_rows(using):
         return "warn", f"messages lie in the default segment; {ahead} segments are ahead", fix
     if ahead < FEWEST_AHEAD:
         return "warn", f"{ahead} left ahead", fix
@@ -274,8 +274,9 @@ def _horizon(using: str) -> Answer:
     state = see_horizon(using)
     held_by = state.held_by
     if held_by is None or held_by.seconds < LONG_HOLD:
-        return "ok", f"at {state.horizon} of {state.head}", ""
-    detail = f"{held_by} holds it at {state.horizon} of {state.head} for {held_by.seconds:.0f} s"
+        return "ok", f"at {state.horizon} of {state.last_position}", ""
+    place = f"{state.horizon} of {state.last_position}"
+    detail = f"{held_by} holds it at {place} for {held_by.seconds:.0f} s"
     if held_by.prepared:
         return "warn", detail, "End the prepared transaction."
     return "warn", detail, f"End its transaction, or SELECT pg_terminate_backend({held_by.pid});"

@@ -178,7 +178,7 @@ def _range(
 
 def _owner(row: RangeRow, sessions: Sequence[Session]) -> str:
     for session in sessions:
-        if row.id in session.in_hand:
+        if row.id in session.claimed:
             return f"{session.process}, backend {session.pid}"
     leased = row.leased_until is not None and row.leased_until > row.now
     return row.leased_by if leased else ""

@@ -19,7 +19,7 @@ from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import Claim
 from ..consuming.handlers import Done, Failed
 from ..consuming.outcomes import Outcome
-from ..consuming.parked_messages import Queue
+from ..consuming.parked_messages import ParkedKey
 from ..events import Message
 from ..exceptions import NotParked, OutboxError
 from ..groups import ConsumerGroup
@@ -97,12 +97,12 @@ def redrive(
     the_group = groups.get(group) if isinstance(group, str) else group
     selected = _select(the_group.name, key, position, everything, using)
     if dry_run:
-        total = sum(queue.count for queue in selected)
+        total = sum(parked_key.count for parked_key in selected)
         return Redriven(total if limit is None else min(total, limit), 0, (), total)
     outcomes: list[bool | StillFailing] = []
-    for queue in selected:
+    for parked_key in selected:
         while limit is None or len(outcomes) < limit:
-            outcome = _try_first(the_group, queue, using)
+            outcome = _try_first(the_group, parked_key, using)
             if outcome is None:
                 break
             outcomes.append(outcome)
@@ -112,7 +112,7 @@ def redrive(
         sum(outcome is True for outcome in outcomes),
         sum(outcome is False for outcome in outcomes),
         tuple(outcome for outcome in outcomes if isinstance(outcome, StillFailing)),
-        sum(parked_messages.count(queue, using) for queue in selected),
+        sum(parked_messages.count(parked_key, using) for parked_key in selected),
     )
 
 
@@ -130,7 +130,7 @@ def discard(
     """
     using = log_alias(using)
     parked = _parked_at(group if isinstance(group, str) else group.name, position, using)
-    queue = _queue_of(parked)
+    parked_key = _key_of(parked)
     old = {
         "position": position,
         "channel": parked.channel,
@@ -139,38 +139,40 @@ def discard(
         "error": parked.error,
     }
     with transaction.atomic(using=using):
-        claim = parked_messages.lock(queue, using)
-        remaining = _release(queue, claim, position, False, using)
+        claim = parked_messages.lock(parked_key, using)
+        remaining = _release(parked_key, claim, position, False, using)
         action_log.record("discard", parked.group, using=using, old=old, reason=reason, by=actor)
     return Discarded(parked.channel, parked.key, position, remaining)
 
 
-def _try_first(group: ConsumerGroup, queue: Queue, using: str) -> bool | StillFailing | None:
+def _try_first(
+    group: ConsumerGroup, parked_key: ParkedKey, using: str
+) -> bool | StillFailing | None:
     """Handle the first message of a queue; False: there is no handler; None: it is empty."""
     connection = connections[using]
     with transaction.atomic(using=using):
-        claim = parked_messages.lock(queue, using)
-        found = parked_messages.first(queue, using)
+        claim = parked_messages.lock(parked_key, using)
+        found = parked_messages.first(parked_key, using)
         if found is None:
             return None
         result = transactional.handle_alone(group, claim, found[0], using)
         if isinstance(result, Done):
             is_handled = not result.skipped
-            _release(queue, claim, found[0].position, is_handled, using)
+            _release(parked_key, claim, found[0].position, is_handled, using)
             return is_handled
         if not connection.needs_rollback:
-            return _keep(group, queue, *found, result, using)
+            return _record_failure(group, parked_key, *found, result, using)
     # The handler ended the transaction or its session: record the failure in another one.
     if database.is_lost(connection.connection):
         connection.close()
     with transaction.atomic(using=using):
-        parked_messages.lock(queue, using)
-        return _keep(group, queue, *found, result, using)
+        parked_messages.lock(parked_key, using)
+        return _record_failure(group, parked_key, *found, result, using)
 
 
-def _keep(
+def _record_failure(
     group: ConsumerGroup,
-    queue: Queue,
+    parked_key: ParkedKey,
     message: Message,
     failing_seconds: float,
     failed: Failed,
@@ -178,15 +180,17 @@ def _keep(
 ) -> StillFailing:
     """Record that a parked message failed again."""
     failure = failures.decide(group, message, failed.cause, failing_seconds, is_parked=True)
-    parked_messages.keep(failure, using)
+    parked_messages.record_failure(failure, using)
     failures.report(failure, using)
     error = failures.error_line(failure.error)
-    return StillFailing(queue.channel, queue.key, message.position, error)
+    return StillFailing(parked_key.channel, parked_key.key, message.position, error)
 
 
-def _release(queue: Queue, claim: Claim, position: int, is_handled: bool, using: str) -> int:
+def _release(
+    parked_key: ParkedKey, claim: Claim, position: int, is_handled: bool, using: str
+) -> int:
     """Take a parked message out and count it as processed or skipped; return how many are left."""
-    left = parked_messages.release(queue, position, using)
+    left = parked_messages.release(parked_key, position, using)
     outcome = Outcome(claim, claim.position, int(is_handled), int(not is_handled))
     outcome.released = position
     outcomes.write(outcome, using)
@@ -195,13 +199,13 @@ def _release(queue: Queue, claim: Claim, position: int, is_handled: bool, using:
 
 def _select(
     group: str, key: str | None, position: int | None, everything: bool, using: str
-) -> list[Queue]:
+) -> list[ParkedKey]:
     if (key is not None) + (position is not None) + everything != 1:
         raise OutboxError("Redrive one of: key=…, position=…, everything=True.")
     if position is not None:
-        queue = _queue_of(_parked_at(group, position, using))
-        return [dataclasses.replace(queue, count=parked_messages.count(queue, using))]
-    selected = parked_messages.queues(group, key, using)
+        parked_key = _key_of(_parked_at(group, position, using))
+        return [dataclasses.replace(parked_key, count=parked_messages.count(parked_key, using))]
+    selected = parked_messages.list_keys(group, key, using)
     if key is not None and not selected:
         raise NotParked(group=group, wanted=f"with key {key!r}")
     return selected
@@ -214,5 +218,5 @@ def _parked_at(group: str, position: int, using: str) -> ParkedMessage:
     return parked
 
 
-def _queue_of(parked: ParkedMessage) -> Queue:
-    return Queue(parked.group, parked.channel, parked.key, parked.slot, parked.position)
+def _key_of(parked: ParkedMessage) -> ParkedKey:
+    return ParkedKey(parked.group, parked.channel, parked.key, parked.slot, parked.position)

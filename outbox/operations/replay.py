@@ -22,14 +22,14 @@ from ..exceptions import InvalidReset, InvalidSkip
 from ..groups import ConsumerGroup
 from ..sql import one_row, run_statement, scalar
 from . import action_log, cursor_locks
-from .reset_targets import Place, Scenario
+from .reset_targets import RangePosition, ResetTargets
 
 COLUMNS = ["channel", "slot_from", "slot_to", "position"]
 """The columns of the file that `export` writes and `read_file` reads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Move:
+class CursorMove:
     """One cursor, from where to where."""
 
     channel: str
@@ -55,12 +55,12 @@ def reset(
     to_time: datetime.datetime | None = None,
     by_duration: datetime.timedelta | None = None,
     to_group: ConsumerGroup | str | None = None,
-    places: Sequence[Place] | None = None,
+    places: Sequence[RangePosition] | None = None,
     channels: Iterable[str] | None = None,
     using: str | None = None,
     execute: bool = True,
     reason: str = "",
-) -> list[Move]:
+) -> list[CursorMove]:
     """Move the group's cursors and return the moves; exactly one of the first eight says where.
 
     `position`: just after it; 0 is before everything. `to_earliest`: before the first message
@@ -74,8 +74,8 @@ def reset(
     using = log_alias(using)
     with transaction.atomic(using=using):
         one_row("hold_off_removal", using)
-        scenario = Scenario(using)
-        target = scenario.choose(
+        targets = ResetTargets(using)
+        target = targets.resolve(
             position=position,
             to_earliest=to_earliest or None,
             to_latest=to_latest or None,
@@ -86,7 +86,7 @@ def reset(
             places=places,
         )
         rows = cursor_locks.hold(group, channels, using, lock=execute)
-        moves = [_plan(row, target(row), scenario, using) for row in rows]
+        moves = [_plan(row, target(row), targets, using) for row in rows]
         if execute:
             _execute(known_group(group, using), rows, moves, reason, using)
         else:
@@ -146,7 +146,7 @@ def _check_is_next(row: CursorRow, position: int, horizon: int, using: str) -> N
         raise InvalidSkip(f"Position {position} is not next: the range has to handle {following}.")
 
 
-def export(moves: Iterable[Move], path: Path | str) -> None:
+def export(moves: Iterable[CursorMove], path: Path | str) -> None:
     """Write the new positions of moves to a CSV file that `read_file` reads."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -154,20 +154,20 @@ def export(moves: Iterable[Move], path: Path | str) -> None:
         writer.writerows([move.channel, move.slot_from, move.slot_to, move.new] for move in moves)
 
 
-def read_file(path: Path | str) -> list[Place]:
+def read_file(path: Path | str) -> list[RangePosition]:
     """Read the positions that `export` wrote; raises InvalidReset when the file is another one."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     try:
         if rows[0] != COLUMNS:
             raise ValueError(f"its first line is not {','.join(COLUMNS)}")
-        return [Place(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows[1:]]
+        return [RangePosition(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows[1:]]
     except (ValueError, IndexError) as error:
         raise InvalidReset(f"{path} holds no positions: {error}.") from None
 
 
-def _plan(row: CursorRow, wanted: int, scenario: Scenario, using: str) -> Move:
-    new = scenario.clamp(wanted, row.channel)
+def _plan(row: CursorRow, wanted: int, targets: ResetTargets, using: str) -> CursorMove:
+    new = targets.clamp(wanted, row.channel)
     count = scalar(
         "count_between",
         using,
@@ -177,7 +177,7 @@ def _plan(row: CursorRow, wanted: int, scenario: Scenario, using: str) -> Move:
         after=min(row.position, new),
         until=max(row.position, new),
     )
-    return Move(
+    return CursorMove(
         channel=row.channel,
         slot_from=row.slot_from,
         slot_to=row.slot_to,
@@ -190,7 +190,7 @@ def _plan(row: CursorRow, wanted: int, scenario: Scenario, using: str) -> Move:
 
 
 def _execute(
-    name: str, rows: Sequence[CursorRow], moves: Sequence[Move], reason: str, using: str
+    name: str, rows: Sequence[CursorRow], moves: Sequence[CursorMove], reason: str, using: str
 ) -> None:
     with connections[using].cursor() as cursor:
         for row, move in zip(rows, moves, strict=True):

@@ -27,7 +27,7 @@ FIRST_TIME = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 Target = Callable[[CursorRow], int]
 
 
-class Place(NamedTuple):
+class RangePosition(NamedTuple):
     """Where a range of slots of a channel stands, or is to stand."""
 
     channel: str
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     position: int
 
 
-class Scenario:
+class ResetTargets:
     """Turns the ways to name a new position into positions, in the log as it is now."""
 
     def __init__(self, using: str) -> None:
@@ -48,7 +48,7 @@ class Scenario:
             run_statement(cursor, "removed_to")
             self.removed_to: dict[str, int] = dict(cursor.fetchall())
 
-    def choose(self, **ways: Any) -> Target:
+    def resolve(self, **ways: Any) -> Target:
         """Return the target of the one way that is not None; raises InvalidReset."""
         given = {name: value for name, value in ways.items() if value is not None}
         if len(given) != 1:
@@ -111,9 +111,9 @@ class Scenario:
 
     def _to_group(self, other: ConsumerGroup | str) -> Target:
         name = known_group(other, self.using)
-        return self._places([Place(*row[1:5]) for row in see(name, self.using)])
+        return self._places([RangePosition(*row[1:5]) for row in see(name, self.using)])
 
-    def _places(self, places: Sequence[Place]) -> Target:
+    def _places(self, places: Sequence[RangePosition]) -> Target:
         """The lowest position among the places that lie in a range; they must cover it."""
 
         def target(row: CursorRow) -> int:

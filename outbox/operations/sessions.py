@@ -28,7 +28,7 @@ class Session:
     state: str
     transaction_seconds: float | None
     """Age of its transaction; None when it has none."""
-    in_hand: list[int]
+    claimed: list[int]
     """The cursors that it has claimed."""
 
     @property
@@ -77,7 +77,7 @@ class HorizonStatus:
     """How far the log can be read, and who holds it there."""
 
     horizon: int
-    head: int
+    last_position: int
     held_by: Holder | None
     """The session or prepared transaction with the lowest floor, when that is below the head."""
 
@@ -122,9 +122,13 @@ def see_horizon(using: str | None = None) -> HorizonStatus:
     """Return the horizon, and who holds it back."""
     using = log_alias(using)
     holders = floor_holders(using)
-    head = message_log.last_position(using)
-    held_by = holders[0] if holders and holders[0].floor < head else None
-    return HorizonStatus(horizon=held_by.floor if held_by else head, head=head, held_by=held_by)
+    last_position = message_log.last_position(using)
+    held_by = holders[0] if holders and holders[0].floor < last_position else None
+    return HorizonStatus(
+        horizon=held_by.floor if held_by else last_position,
+        last_position=last_position,
+        held_by=held_by,
+    )
 
 
 def _shown(group: str) -> set[str]:

@@ -46,7 +46,7 @@ class GroupStatus:
     why: str
     position: int
     """The lowest position of its ranges that have something pending, else of all."""
-    head: int
+    last_position: int
     """The highest position drawn so far, in any channel."""
     lag: int
     lag_is_lower_bound: bool
@@ -85,9 +85,9 @@ def list_groups(using: str | None = None) -> list[GroupStatus]:
     using = log_alias(using)
     sessions, horizon = worker_sessions(using), see_horizon(using)
     ranges = read_ranges(None, sessions, horizon, LAG_BUDGET, using)
-    head = message_log.last_position(using)
+    last_position = message_log.last_position(using)
     grouped = itertools.groupby(ranges, key=lambda each: each.group)
-    return [_summary(name, list(parts), sessions, head) for name, parts in grouped]
+    return [_summary(name, list(parts), sessions, last_position) for name, parts in grouped]
 
 
 def describe(
@@ -101,9 +101,11 @@ def describe(
     name = known_group(group, using)
     sessions, horizon = worker_sessions(using), see_horizon(using)
     ranges = read_ranges(name, sessions, horizon, lag_budget, using)
-    head = message_log.last_position(using)
+    last_position = message_log.last_position(using)
     return Description(
-        summary=_summary(name, ranges, sessions, head) if ranges else _never_run(name, head, using),
+        summary=_summary(name, ranges, sessions, last_position)
+        if ranges
+        else _never_run(name, last_position, using),
         ranges=ranges,
         workers=[session for session in sessions if session.serves(name)],
         horizon=horizon,
@@ -174,7 +176,7 @@ def check(
 
 
 def _summary(
-    group: str, ranges: Sequence[RangeStatus], sessions: Sequence[Session], head: int
+    group: str, ranges: Sequence[RangeStatus], sessions: Sequence[Session], last_position: int
 ) -> GroupStatus:
     ranges = [each for each in ranges if each.status != "undeclared"] or ranges
     worst = max(ranges, key=lambda each: SEVERITY.index(each.status))
@@ -185,7 +187,7 @@ def _summary(
         status=worst.status,
         why=worst.why,
         position=min(each.position for each in pending or ranges),
-        head=head,
+        last_position=last_position,
         lag=sum(each.lag for each in ranges),
         lag_is_lower_bound=any(each.lag_is_lower_bound for each in ranges),
         lag_seconds=max(each.lag_seconds for each in ranges),
@@ -217,7 +219,7 @@ def _skipped_types(name: str, ranges: Sequence[RangeStatus], using: str) -> dict
     return dict(sorted(skipped.items()))
 
 
-def _never_run(name: str, head: int, using: str) -> GroupStatus:
+def _never_run(name: str, last_position: int, using: str) -> GroupStatus:
     """A group that is declared and has no cursor yet: all that it will begin with is pending."""
     group = groups.get(name)
     channels = group.channels if group.start == "earliest" else ()
@@ -226,8 +228,8 @@ def _never_run(name: str, head: int, using: str) -> GroupStatus:
         group=name,
         status="stopped",
         why="no worker has run for it yet",
-        position=0 if channels else head,
-        head=head,
+        position=0 if channels else last_position,
+        last_position=last_position,
         lag=sum(messages for messages, _, _ in backlogs),
         lag_is_lower_bound=any(is_lower_bound for _, is_lower_bound, _ in backlogs),
         lag_seconds=max((seconds for _, _, seconds in backlogs), default=0.0),

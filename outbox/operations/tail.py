@@ -19,7 +19,7 @@ from ..checks import published_types
 from ..conf import log_alias
 from ..exceptions import UnknownChannel, UnknownType, did_you_mean
 from ..sql import run_statement
-from .reset_targets import Scenario
+from .reset_targets import ResetTargets
 
 EVERYTHING = 2**63 - 1
 CHUNK = 500
@@ -119,12 +119,12 @@ def position_of(start: str | int | datetime.datetime, using: str | None = None) 
     A position includes its message. Raises InvalidReset for a time without zone.
     """
     using = log_alias(using)
-    scenario = Scenario(using)
+    targets = ResetTargets(using)
     if isinstance(start, int):
         return start - 1
     if isinstance(start, datetime.datetime):
-        return scenario.position_before(start)
-    return scenario.earliest if start == "earliest" else scenario.latest
+        return targets.position_before(start)
+    return targets.earliest if start == "earliest" else targets.latest
 
 
 def _read(

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..consuming.in_flight import InHand
+from ..consuming.in_flight import InFlight
 from ..worker import Worker
 
 TOUCH_SECONDS = 1.0
 """Between two touches of the heartbeat file, at least."""
 
 
-class Pulse:
-    """Beats at each turn of a worker's loop.
+class Heartbeat:
+    """Ticks at each turn of a worker's loop.
 
     `record`: where turns are counted. `heartbeat_file`: touched about once a second.
     `max_memory`: megabytes above which the worker is stopped after its batch. `each_turn`: called,
@@ -29,7 +29,7 @@ class Pulse:
 
     def __init__(
         self,
-        record: InHand | None = None,
+        record: InFlight | None = None,
         *,
         heartbeat_file: Path | None = None,
         max_memory: int | None = None,
@@ -39,7 +39,7 @@ class Pulse:
         self.heartbeat_file = heartbeat_file
         self.max_memory = max_memory
         self.each_turn = each_turn
-        self.is_full = False
+        self.exceeded_memory = False
         """Whether the worker was stopped for its memory."""
         self._touched_at = 0.0
         self._turned_at = time.monotonic()
@@ -47,7 +47,7 @@ class Pulse:
 
     def attach(self, worker: Worker) -> None:
         """Beat at each turn of this worker."""
-        worker.each_turn = lambda: self.beat(worker)
+        worker.each_turn = lambda: self.tick(worker)
         self._is_ready = lambda: worker.is_ready
 
     def quiet_seconds(self) -> float:
@@ -58,7 +58,7 @@ class Pulse:
         """Tell whether the worker can claim; safe in another thread."""
         return self._is_ready()
 
-    def beat(self, worker: Worker) -> None:
+    def tick(self, worker: Worker) -> None:
         """Count a turn, touch the file, look at the memory."""
         if self.record is not None:
             self.record.turn(worker.handled, worker.is_ready)
@@ -68,7 +68,7 @@ class Pulse:
             self.heartbeat_file.touch()
             self._touched_at = now
         if self.max_memory is not None and resident_megabytes() > self.max_memory:
-            self.is_full = True
+            self.exceeded_memory = True
             worker.stop()
 
 

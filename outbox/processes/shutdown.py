@@ -26,7 +26,7 @@ ORPHAN_GRACE = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Lifeline(threading.Thread):
+class ShutdownWatcher(threading.Thread):
     """Calls `stop` when the process is told to stop or loses its parent, and ends it in the end.
 
     `grace`: seconds until the process ends anyway, with exit code 5. `parent`: a file descriptor
@@ -40,18 +40,18 @@ class Lifeline(threading.Thread):
         *,
         grace: float,
         parent: int | None = None,
-        last_words: Callable[[], object] = lambda: None,
+        before_exit: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(name="outbox-lifeline", daemon=True)
+        super().__init__(name="outbox-shutdown", daemon=True)
         self.stop = stop
         self.grace = grace
         self.parent = parent
-        self.last_words = last_words
+        self.before_exit = before_exit
         self._deadline: float | None = None
         self._inbox, self._outbox = os.pipe()
         os.set_blocking(self._outbox, False)
 
-    def __enter__(self) -> Lifeline:
+    def __enter__(self) -> ShutdownWatcher:
         self._handlers = {number: signal.signal(number, _wake) for number in SIGNALS}
         self._wakeup = signal.set_wakeup_fd(self._outbox, warn_on_full_buffer=False)
         self.start()
@@ -76,34 +76,34 @@ class Lifeline(threading.Thread):
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
-                self._leave(ExitCode.GRACE, "the grace period is over")
+                self._exit_now(ExitCode.GRACE, "the grace period is over")
             readable = database.wait_readable(watched, left)
             if self.parent in readable:
                 watched.remove(self.parent)
-                self._tell(min(self.grace, ORPHAN_GRACE))
+                self._request_stop(min(self.grace, ORPHAN_GRACE))
             if self._inbox in readable:
                 numbers = os.read(self._inbox, 64)
                 if not numbers:
                     return
                 for number in numbers:
-                    self._hear(number)
+                    self._on_signal(number)
 
-    def _hear(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number not in SIGNALS:
             return
         if self._deadline is None:
-            self._tell(self.grace)
+            self._request_stop(self.grace)
         elif self.parent is None:
-            self._leave(128 + number, "told twice")
+            self._exit_now(128 + number, "told twice")
 
-    def _tell(self, grace: float) -> None:
+    def _request_stop(self, grace: float) -> None:
         deadline = time.monotonic() + grace
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
         self.stop()
 
-    def _leave(self, code: int, why: str) -> None:
+    def _exit_now(self, code: int, why: str) -> None:
         logger.warning("left at once, %s: the batch in hand is rolled back", why)
-        self.last_words()
+        self.before_exit()
         logging.shutdown()
         os._exit(code)
 

@@ -3,7 +3,7 @@
     started -> running -> dead: its message in hand counts as failed -> started again, after a delay
 
 The workers are fresh interpreters that run the same command. They share nothing with the
-supervisor but a few numbers in memory (`in_hand`) and a pipe that closes when it dies.
+supervisor but a few numbers in memory (`in_flight`) and a pipe that closes when it dies.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from django.db import DatabaseError, connections
 
 from .. import database
 from ..conf import log_alias
-from ..consuming import crashes
-from ..consuming import in_flight as in_hand
-from ..consuming.in_flight import InHand, State
+from ..consuming import crashes, in_flight
+from ..consuming.in_flight import InFlight, State
 from .exit_codes import ExitCode
 from .shutdown import SIGNALS
 
@@ -43,21 +42,22 @@ MARGIN = 1.0
 
 
 @dataclasses.dataclass(slots=True)
-class Seat:
+class Child:
     """The place of one worker, whichever process has it."""
 
     number: int
     fd: int
-    in_hand: InHand
+    in_flight: InFlight
     process: subprocess.Popen[bytes] | None = None
-    lifeline: int = -1
+    alive_pipe: int = -1
     """Our end of the pipe that tells the process that we live."""
     start_at: float = 0.0
     failures: int = 0
     calls: int = 0
     since: float = 0.0
     """When `calls` changed last."""
-    beats: int = 0
+    touched_at_turn: int = 0
+    """The number of turns when the heartbeat file was touched last."""
     turns: int = 0
     turned_at: float = dataclasses.field(default_factory=time.monotonic)
     """When the number of turns changed last, or the process was started."""
@@ -65,12 +65,12 @@ class Seat:
     """Why we ended the process."""
 
     def start(self, command: Sequence[str], tallies: Path | None) -> None:
-        """Start a process; the seat's numbers are about it from now on."""
-        self.in_hand.begin()
-        self.calls, self.beats, self.turns, self.ended_for = 0, 0, 0, ""
+        """Start a process; the child's numbers are about it from now on."""
+        self.in_flight.begin()
+        self.calls, self.touched_at_turn, self.turns, self.ended_for = 0, 0, 0, ""
         self.turned_at = time.monotonic()
         file = tallies / f"worker-{self.number}" if tallies else ""
-        theirs, self.lifeline = os.pipe()
+        theirs, self.alive_pipe = os.pipe()
         try:
             self.process = subprocess.Popen(
                 [*command, "--supervised", f"{theirs},{self.fd},{file}"],
@@ -93,11 +93,11 @@ class Seat:
         is_limited = state.position > 0 and state.timeout > 0
         return is_limited and now - self.since > state.timeout / 1000
 
-    def vacate(self) -> int:
+    def reap(self) -> int:
         """Forget the process, which is dead, and return its exit code."""
         assert self.process is not None
         code = self.process.wait()
-        os.close(self.lifeline)
+        os.close(self.alive_pipe)
         self.process = None
         return code
 
@@ -132,26 +132,26 @@ class Supervisor:
         self.deaths = 0
         """How many workers ended in another way than they should."""
         self.result: int = ExitCode.DONE
-        self.seats: list[Seat] = []
+        self.children: list[Child] = []
         self._stop_by: float | None = None
         self._records: list[threading.Thread] = []
         for number in range(1, processes + 1):
-            fd = in_hand.new_file()
-            self.seats.append(Seat(number, fd, InHand(fd)))
+            fd = in_flight.new_file()
+            self.children.append(Child(number, fd, InFlight(fd)))
 
     def run(self) -> int:
         """Keep the workers going until told to stop, or until all have drained; an exit code."""
         try:
             with _signals() as inbox:
-                while self.seats:
+                while self.children:
                     for number in _wait(inbox):
-                        self._hear(number)
-                    for seat in list(self.seats):
-                        self._look_at(seat, time.monotonic())
-                    self._beat()
+                        self._on_signal(number)
+                    for child in list(self.children):
+                        self._poll(child, time.monotonic())
+                    self._touch_heartbeat()
         finally:
-            for seat in self.seats:
-                seat.send(signal.SIGKILL)
+            for child in self.children:
+                child.send(signal.SIGKILL)
             for record in self._records:
                 record.join(MARGIN)
         return self.result
@@ -159,108 +159,108 @@ class Supervisor:
     def stop(self) -> None:
         """Tell the workers to finish the batch in hand and leave."""
         self._stop_by = time.monotonic() + self.grace + MARGIN
-        for seat in self.seats:
-            seat.send(signal.SIGTERM)
+        for child in self.children:
+            child.send(signal.SIGTERM)
 
     def quiet_seconds(self) -> float:
         """Return the seconds since the last turn of the worker that has been quiet for longest."""
         now = time.monotonic()
-        return max((now - seat.turned_at for seat in list(self.seats)), default=0.0)
+        return max((now - child.turned_at for child in list(self.children)), default=0.0)
 
     def is_ready(self) -> bool:
         """Tell whether every worker runs and can claim; safe in another thread."""
-        seats = list(self.seats)
-        is_up = all(seat.process and seat.in_hand.read().ready for seat in seats)
-        return bool(seats) and is_up and self._stop_by is None
+        children = list(self.children)
+        is_up = all(child.process and child.in_flight.read().ready for child in children)
+        return bool(children) and is_up and self._stop_by is None
 
-    def _hear(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if self._stop_by is None:
             return self.stop()
         self.result = 128 + number
-        for seat in self.seats:
-            self._end(seat, "told twice to stop")
+        for child in self.children:
+            self._end(child, "told twice to stop")
 
-    def _end(self, seat: Seat, reason: str) -> None:
-        seat.ended_for = reason
-        seat.send(signal.SIGKILL)
+    def _end(self, child: Child, reason: str) -> None:
+        child.ended_for = reason
+        child.send(signal.SIGKILL)
 
-    def _look_at(self, seat: Seat, now: float) -> None:
-        if seat.process is None:
+    def _poll(self, child: Child, now: float) -> None:
+        if child.process is None:
             if self._stop_by is not None:
-                self._close(seat)
-            elif now >= seat.start_at:
-                self._start(seat)
+                self._close(child)
+            elif now >= child.start_at:
+                self._start(child)
             return
-        state = seat.in_hand.read()
-        if state.beats != seat.turns:
-            seat.turns, seat.turned_at = state.beats, now
-        if seat.process.poll() is not None:
-            self._bury(seat, state)
+        state = child.in_flight.read()
+        if state.turns != child.turns:
+            child.turns, child.turned_at = state.turns, now
+        if child.process.poll() is not None:
+            self._on_exit(child, state)
         elif self._stop_by is not None and now > self._stop_by:
             self.result = self.result or ExitCode.GRACE
-            self._end(seat, "did not finish within the grace period")
-        elif seat.is_overdue(state, now) and not seat.ended_for:
-            self._end(seat, f"timed out after {state.timeout / 1000:g} s")
+            self._end(child, "did not finish within the grace period")
+        elif child.is_overdue(state, now) and not child.ended_for:
+            self._end(child, f"timed out after {state.timeout / 1000:g} s")
 
-    def _start(self, seat: Seat) -> None:
+    def _start(self, child: Child) -> None:
         try:
-            seat.start(self.command, self.tallies)
+            child.start(self.command, self.tallies)
         except OSError:
-            logger.exception("worker %d could not be started", seat.number)
-            seat.failures += 1
-            self._plan(seat, ExitCode.ERROR)
+            logger.exception("worker %d could not be started", child.number)
+            child.failures += 1
+            self._plan(child, ExitCode.ERROR)
 
-    def _bury(self, seat: Seat, state: State) -> None:
+    def _on_exit(self, child: Child, state: State) -> None:
         """Note how a worker ended, blame the message it had in hand, and plan its successor."""
-        pid = seat.process.pid if seat.process else 0
-        code = seat.vacate()
-        reason = seat.ended_for or _reason(code)
-        is_ours = self._stop_by is not None and bool(seat.ended_for)
+        pid = child.process.pid if child.process else 0
+        code = child.reap()
+        reason = child.ended_for or _reason(code)
+        is_ours = self._stop_by is not None and bool(child.ended_for)
         if state.position and not is_ours:
-            self._blame(state, pid, reason)
-        seat.failures = 0 if state.handled else seat.failures
+            self._record_crash(state, pid, reason)
+        child.failures = 0 if state.handled else child.failures
         is_fine = code in (ExitCode.DONE, ExitCode.MEMORY, ExitCode.FAILED_CHECK)
-        seat.failures += not is_fine
+        child.failures += not is_fine
         self.deaths += not is_fine
         logger.log(
             logging.INFO if is_fine else logging.WARNING,
             "worker %d (pid %d) ended: %s",
-            seat.number,
+            child.number,
             pid,
             reason,
-            extra={"worker": seat.number, "pid": pid, "exit_code": code},
+            extra={"worker": child.number, "pid": pid, "exit_code": code},
         )
-        self._plan(seat, code)
+        self._plan(child, code)
 
-    def _plan(self, seat: Seat, code: int) -> None:
+    def _plan(self, child: Child, code: int) -> None:
         if code == ExitCode.USAGE and self._stop_by is None:
             self.result = code
             self.stop()
         if self._stop_by is not None:
             if code == ExitCode.GRACE:
                 self.result = self.result or code
-            return self._close(seat)
+            return self._close(child)
         if self.is_drain and code in (ExitCode.DONE, ExitCode.FAILED_CHECK):
             self.result = self.result or code
-            return self._close(seat)
-        if self.is_drain and seat.failures >= MOST_DRAIN_FAILURES:
+            return self._close(child)
+        if self.is_drain and child.failures >= MOST_DRAIN_FAILURES:
             self.result = ExitCode.ERROR
-            return self._close(seat)
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(seat.failures - 1, 10))
-        seat.start_at = time.monotonic() + (delay if seat.failures else 0)
+            return self._close(child)
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(child.failures - 1, 10))
+        child.start_at = time.monotonic() + (delay if child.failures else 0)
 
-    def _close(self, seat: Seat) -> None:
-        self.seats.remove(seat)
-        os.close(seat.fd)
+    def _close(self, child: Child) -> None:
+        self.children.remove(child)
+        os.close(child.fd)
 
-    def _blame(self, state: State, pid: int, reason: str) -> None:
+    def _record_crash(self, state: State, pid: int, reason: str) -> None:
         """Count a failed attempt of the message; the server may take a moment to free its row."""
         self._records = [thread for thread in self._records if thread.is_alive()]
-        record = threading.Thread(target=self._record, args=(state, pid, reason), daemon=True)
+        record = threading.Thread(target=self._write_record, args=(state, pid, reason), daemon=True)
         record.start()
         self._records.append(record)
 
-    def _record(self, state: State, pid: int, reason: str) -> None:
+    def _write_record(self, state: State, pid: int, reason: str) -> None:
         try:
             crashes.record_dead_process(
                 state.cursor, state.position, reason, pid=pid, using=self.using
@@ -275,14 +275,14 @@ class Supervisor:
         finally:
             connections[self.using].close()
 
-    def _beat(self) -> None:
-        if self.heartbeat_file is None or not self.seats:
+    def _touch_heartbeat(self) -> None:
+        if self.heartbeat_file is None or not self.children:
             return
-        beats = [seat.in_hand.read().beats for seat in self.seats]
-        if all(now != seat.beats for now, seat in zip(beats, self.seats, strict=True)):
+        turns = [child.in_flight.read().turns for child in self.children]
+        if all(now != child.touched_at_turn for now, child in zip(turns, self.children, strict=True)):
             self.heartbeat_file.touch()
-            for now, seat in zip(beats, self.seats, strict=True):
-                seat.beats = now
+            for now, child in zip(turns, self.children, strict=True):
+                child.touched_at_turn = now
 
 
 def _reason(code: int) -> str:

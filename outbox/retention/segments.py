@@ -55,10 +55,10 @@ def count_ahead(segments: list[Segment]) -> int:
     return sum(segment.use == "ahead" for segment in segments)
 
 
-def has_strays(using: str | None = None) -> bool:
+def default_has_rows(using: str | None = None) -> bool:
     """Tell whether the default segment holds messages."""
     using = log_alias(using)
-    return bool(scalar("has_strays", using))
+    return bool(scalar("default_has_rows", using))
 
 
 def create_ahead(count: int, using: str | None = None, size: int | None = None) -> list[Segment]:

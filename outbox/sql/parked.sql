@@ -13,7 +13,7 @@ SELECT
 FROM outbox_message
 WHERE position = %(position)s
 
--- name: park_behind
+-- name: park_blocked
 -- Under the cursor's lock; finds the messages by the log's primary key, and the earlier ones of
 -- their keys by outbox_parked_by_slot.
 INSERT INTO outbox_parked_message (
@@ -57,7 +57,7 @@ CROSS JOIN LATERAL (
     LIMIT 1
 ) AS found
 
--- name: list_queues
+-- name: list_parked_keys
 -- Reads the parked messages of a group: one row per key, and one per message without a key.
 SELECT channel, key, min(slot), min(position), count(*)
 FROM outbox_parked_message
@@ -65,7 +65,7 @@ WHERE "group" = %(group)s AND (%(key)s::text IS NULL OR key = %(key)s::text)
 GROUP BY channel, key, CASE WHEN key IS NULL THEN position END
 ORDER BY min(position)
 
--- name: count_queue
+-- name: count_parked_of_key
 -- By outbox_parked_by_slot.
 SELECT count(*)
 FROM outbox_parked_message

@@ -24,7 +24,7 @@ CROSS JOIN LATERAL (
 WHERE inhparent = to_regclass('outbox_message')
 ORDER BY 2 NULLS LAST
 
--- name: has_strays
+-- name: default_has_rows
 -- Looks for one row in the default segment.
 SELECT EXISTS (SELECT FROM outbox_message_default)
 

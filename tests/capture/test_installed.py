@@ -45,7 +45,7 @@ def database_checks():
 
 def doctors_word():
     """What the doctor says about captures."""
-    return next(each for each in doctor.examine() if each.check == "captures")
+    return next(each for each in doctor.run_checks() if each.check == "captures")
 
 
 def test_all_is_well_when_all_is_installed():

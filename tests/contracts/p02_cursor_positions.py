@@ -108,7 +108,7 @@ def test_a_staging_copy_without_the_log_is_refused_until_it_is_mended(session, c
     with pytest.raises(ImpossiblePosition, match="outbox_mend_positions"):
         Worker(["billing"]).run_once()
     found = [each for each in checks.run_checks(databases=["default"]) if each.id == "outbox.E011"]
-    [finding] = [each for each in doctor.examine("default") if each.check == "positions"]
+    [finding] = [each for each in doctor.run_checks("default") if each.check == "positions"]
     states = {state.group: state for state in status.list_groups()}
     call_command("outbox", "groups")
     said = capsys.readouterr().err

@@ -24,14 +24,14 @@ from django.utils import autoreload
 from ... import groups, message_log
 from ...conf import log_alias
 from ...consuming import crashes, in_flight
-from ...consuming.in_flight import InHand
+from ...consuming.in_flight import InFlight
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
 from ...monitoring import health
 from ...operations import status
 from ...processes.exit_codes import ExitCode
-from ...processes.heartbeat import Pulse
-from ...processes.shutdown import SIGNALS, Lifeline
+from ...processes.heartbeat import Heartbeat
+from ...processes.shutdown import SIGNALS, ShutdownWatcher
 from ...processes.supervisor import Supervisor
 from ...worker import Worker
 from ..verbs.monitoring import address, serving
@@ -83,7 +83,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the workers; ends with an exit code other than 0 by SystemExit or CommandError."""
-        show_log(options["verbosity"])
+        configure_logging(options["verbosity"])
         options["database"] = log_alias(options["database"])
         is_reloading = self._check(options)
         if is_reloading:
@@ -152,25 +152,25 @@ class Command(BaseCommand):
     def _work(self, options: dict[str, Any]) -> int:
         parent, shared, tallies_file = options["supervised"] or (None, None, None)
         port = None if options["supervised"] else options["health_port"]
-        record = in_flight.keep(shared) if shared is not None else None
+        record = in_flight.record_to(shared) if shared is not None else None
         if options["state_file"]:
-            record = take_over(options["state_file"], options["database"])
+            record = recover_state_file(options["state_file"], options["database"])
         if record is not None:
             record.begin()
         tallies = health.tallies_of_worker(tallies_file, port is not None)
-        pulse = Pulse(
+        heartbeat = Heartbeat(
             record,
             heartbeat_file=None if options["supervised"] else options["heartbeat_file"],
             max_memory=options["max_memory"],
             each_turn=tallies.turn if tallies else lambda: None,
         )
         worker = self._worker(options)
-        pulse.attach(worker)
+        heartbeat.attach(worker)
         failing: list[status.FailingRange] = []
         try:
             with (
-                serving(port, pulse, tallies.collect if tallies else tuple),
-                stopping(worker, options["grace"], parent, record),
+                serving(port, heartbeat, tallies.collect if tallies else tuple),
+                stop_on_signals(worker, options["grace"], parent, record),
             ):
                 log_start(worker)
                 worker.run(
@@ -192,7 +192,7 @@ class Command(BaseCommand):
             self.stderr.write(str(each))
         if failing:
             return ExitCode.FAILED_CHECK
-        return ExitCode.MEMORY if pulse.is_full else ExitCode.DONE
+        return ExitCode.MEMORY if heartbeat.exceeded_memory else ExitCode.DONE
 
     def _worker(self, options: dict[str, Any]) -> Worker:
         chosen = [groups.get(name) for name in dict.fromkeys(options["groups"])]
@@ -211,15 +211,15 @@ class Command(BaseCommand):
 
 
 @contextlib.contextmanager
-def stopping(
-    worker: Worker, grace: float, parent: int | None, record: InHand | None
+def stop_on_signals(
+    worker: Worker, grace: float, parent: int | None, record: InFlight | None
 ) -> Iterator[None]:
     """Let signals and the parent's death stop a worker, where this thread can receive signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
     elif os.name == "posix":
-        last_words = record.clear if record is not None else lambda: None
-        with Lifeline(worker.stop, grace=grace, parent=parent, last_words=last_words):
+        before_exit = record.clear if record is not None else lambda: None
+        with ShutdownWatcher(worker.stop, grace=grace, parent=parent, before_exit=before_exit):
             yield
     else:
         handlers = {number: signal.signal(number, lambda *_: worker.stop()) for number in SIGNALS}
@@ -228,7 +228,7 @@ def stopping(
             signal.signal(number, handler)
 
 
-def take_over(path: Path, using: str) -> InHand:
+def recover_state_file(path: Path, using: str) -> InFlight:
     """Keep what is in hand in a file, after blaming what its last user had in hand to the end."""
     import fcntl
 
@@ -240,7 +240,7 @@ def take_over(path: Path, using: str) -> InHand:
             f"{path} is in use by another process: give each its own --state-file",
             returncode=ExitCode.USAGE,
         ) from error
-    record = in_flight.keep(fd)
+    record = in_flight.record_to(fd)
     last = record.read()
     if last.position:
         reason = "the process ended and left no word why"
@@ -267,7 +267,7 @@ def log_start(worker: Worker) -> None:
     )
 
 
-def show_log(verbosity: int) -> None:
+def configure_logging(verbosity: int) -> None:
     """Write the outbox's log to stderr when the project has configured no log at all."""
     log = logging.getLogger("outbox")
     if verbosity > 0 and not log.hasHandlers():

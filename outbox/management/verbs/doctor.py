@@ -16,7 +16,7 @@ class Doctor(Verb):
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write a line per check, and the fix below it."""
-        findings = doctor.examine(options["database"])
+        findings = doctor.run_checks(options["database"])
         if printer.as_json:
             printer.json(findings)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from ...operations import replay
-from ...operations.reset_targets import Place
+from ...operations.reset_targets import RangePosition
 from ...processes.exit_codes import ExitCode
 from .printer import Printer, slots
 from .verb import Verb, duration, time_with_zone, whole
@@ -104,7 +104,7 @@ class Skip(Verb):
             printer.line(f"{row.channel}: {row.position} -> {options['position']}, one skipped")
 
 
-def _places(path: str | None) -> list[Place] | None:
+def _places(path: str | None) -> list[RangePosition] | None:
     if path is None:
         return None
     try:
@@ -113,7 +113,7 @@ def _places(path: str | None) -> list[Place] | None:
         raise CommandError(str(error), returncode=ExitCode.USAGE) from error
 
 
-def _print_moves(printer: Printer, moves: list[replay.Move]) -> None:
+def _print_moves(printer: Printer, moves: list[replay.CursorMove]) -> None:
     rows = [
         [m.channel, slots(m.slot_from, m.slot_to), m.old, m.new, f"{m.delta:+}", *_effect(m)]
         for m in moves
@@ -121,5 +121,5 @@ def _print_moves(printer: Printer, moves: list[replay.Move]) -> None:
     printer.table("<CHANNEL SLOTS OLD NEW DELTA AGAIN NOT-HANDLED", rows)
 
 
-def _effect(move: replay.Move) -> tuple[int, int]:
+def _effect(move: replay.CursorMove) -> tuple[int, int]:
     return (move.messages, 0) if move.delta < 0 else (0, move.messages)

@@ -118,7 +118,7 @@ def _row(state: GroupStatus) -> list[Any]:
         state.group,
         state.status,
         state.position,
-        state.head,
+        state.last_position,
         at_least(state.lag, state.lag_is_lower_bound),
         state.lag_seconds,
         state.rate,
@@ -137,7 +137,7 @@ def _print_summary(printer: Printer, description: Description) -> None:
     pairs = [
         ("GROUP", state.group),
         ("STATUS", printer.status(state.status) + why),
-        ("POSITION", f"{state.position} of {state.head}"),
+        ("POSITION", f"{state.position} of {state.last_position}"),
         ("LAG", f"{lag} messages{oldest}"),
         ("RATE", f"{state.rate:.1f} messages/s, last commit {ago(state.last_commit)}"),
         ("DONE", done),
@@ -159,7 +159,7 @@ def _skipped_lines(types: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def _horizon_lines(horizon: HorizonStatus) -> list[tuple[str, str]]:
-    place = f"{horizon.horizon} of {horizon.head}"
+    place = f"{horizon.horizon} of {horizon.last_position}"
     holder = horizon.held_by
     if holder is None:
         return [("HORIZON", place)]
