@@ -33,7 +33,7 @@ class LogState(NamedTuple):
     log: str
     """Which log it is: another text after TRUNCATE, and on another server."""
     last_position: int
-    """The highest position drawn so far."""
+    """The highest position allocated so far."""
     horizon: int
     """The highest position at or below which nothing can appear any more."""
 
@@ -165,7 +165,7 @@ def read_state(using: str, channels: Iterable[str], *, count_own_floor: bool = T
 
 
 def last_position(using: str) -> int:
-    """Return the highest position drawn so far, 0 when none was."""
+    """Return the highest position allocated so far, 0 when none was."""
     return int(_scalar("read_last_position", using))
 
 

@@ -115,7 +115,7 @@ class Outage:
         now = time.monotonic()
         if self.began is None:
             self.began = now
-            logger.warning("the database went away: %s", str(error).strip())
+            logger.warning("the connection to the database was lost: %s", str(error).strip())
         if self.limit is not None and now - self.began >= self.limit:
             raise ConnectionLost(f"the database was away for {now - self.began:.0f} s") from error
         self.tries += 1

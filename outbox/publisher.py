@@ -1,7 +1,7 @@
 """Publish messages inside the business transaction.
 
 A message exists if and only if the transaction, or savepoint, that published it commits.
-Publishing waits for nobody and talks to no other service.
+Publishing waits for no other session and talks to no other service.
 """
 
 from __future__ import annotations

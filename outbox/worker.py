@@ -19,6 +19,7 @@ from .conf import log_alias, settings
 from .consuming import cursors, leased, outcomes, transactional
 from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
+from .consuming.generations import Generations
 from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
 from .exceptions import StaleClaim
@@ -83,7 +84,8 @@ class Worker:
         self._log: message_log.LogState | None = None
         self._settled_at = 0
         self._idle = IdleRanges()
-        self._turns = list(self.groups)
+        self._round_robin = list(self.groups)
+        self._generations = Generations()
         self._stopping = False
         self._by_name = {group.name: group for group in self.groups}
         self._unfinished: Batch | None = None
@@ -137,7 +139,7 @@ class Worker:
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; without any when it has a gap before it."""
         found = cursors.claim(
-            self._turns,
+            self._round_robin,
             self.horizon,
             self.using,
             self.limits.messages,
@@ -147,8 +149,9 @@ class Worker:
         if found is None:
             return None
         claim, rows = found
+        self._generations.note(claim)
         group = self._by_name[claim.group]
-        self._turns.sort(key=lambda each: each is group)
+        self._round_robin.sort(key=lambda each: each is group)
         return Batch(group, claim, rows, claim.until, self.using, lambda: self._stopping)
 
     def _finish(self, batch: Batch) -> int:
@@ -232,7 +235,7 @@ class Worker:
         connections[self.using].close()
 
     def stop(self) -> None:
-        """Ask the worker to finish the batch in hand and return; safe in a signal handler."""
+        """Ask the worker to finish its batch and return; safe in a signal handler."""
         self._stopping = True
         self.wakeups.interrupt()
 
@@ -265,8 +268,8 @@ class Worker:
                 self.limits.halve()
             delay = outages.retry_delay(self.limits.tries)
             logger.warning(
-                "a statement of the worker was ended: %s (next try in %.1f s, with at most %d "
-                "messages and %d bytes)",
+                "the server cancelled a statement of the worker: %s (next try in %.1f s, with at "
+                "most %d messages and %d bytes)",
                 str(error).strip(),
                 delay,
                 self.limits.messages,

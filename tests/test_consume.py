@@ -218,7 +218,7 @@ def test_what_is_in_hand_is_seen_by_another_process(background, close_gate):
     """While a handler runs the shared numbers name its message; afterwards none."""
     fd = in_flight.new_file()
     try:
-        seen = in_flight.keep(os.dup(fd))
+        seen = in_flight.record_to(os.dup(fd))
         gate = close_gate("billing")
         [*_, position] = publish_orders(3), *publish_orders(1, "gate")
         claim = background(worker("billing").run_once)

@@ -478,7 +478,9 @@ def test_a_hook_that_raises_after_the_commit_undoes_nothing(script, caplog, erro
     assert handled == worker.handled == 3
     assert billing.effects() == positions
     assert set(billing.times().values()) == {1}
-    assert f"the message at {positions[0]} gave to on_commit() raised" in caplog.text
+    assert (
+        f"an on_commit() function of the message at position {positions[0]} raised" in caplog.text
+    )
     assert "hook" in caplog.text
 
 

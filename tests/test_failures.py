@@ -330,7 +330,7 @@ def test_each_failure_is_logged_with_its_place(script, caplog):
         logging.ERROR,
     ]
     assert records[0].getMessage() == (
-        f"billing-log failed at {position} (attempt 1, next try in 0.0 s): ValueError: no such order"
+        f"group billing-log failed at position {position} (attempt 1, next try in 0.0 s): ValueError: no such order"
     )
     assert (records[2].group, records[2].channel) == ("billing-log", CHANNEL)
     assert (records[2].position, records[2].attempt) == (position, 3)

@@ -322,7 +322,10 @@ def test_a_lease_is_reported_when_it_comes_from_another_process(mailer, caplog):
         publish("b")
         mailer.drain()
 
-    assert caplog.text.count("mailer, slots 0 to 32767 of trouble: leased for 30 s") == 1
+    assert (
+        caplog.text.count("group mailer, slots 0 to 32767 of channel trouble: lease taken for 30 s")
+        == 1
+    )
 
 
 def test_it_works_inside_a_surrounding_transaction(mailer):

@@ -190,7 +190,7 @@ def test_ten_seconds_without_a_database_cost_ten_seconds(site, tmp_path):
 
     site.assert_complete_and_listening()
     log = site.path.read_text()
-    assert log.count("the database went away") == 1
+    assert log.count("the connection to the database was lost") == 1
     assert log.count("the database is back") == 1
 
 

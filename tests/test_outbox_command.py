@@ -35,7 +35,9 @@ MESSAGE_KEYS = ["position", "channel", "key", "type", "payload", "headers", "cre
 MOVE_KEYS = ["channel", "slot_from", "slot_to", "old", "new", "delta", "messages", "clamped"]
 PAUSE_KEYS = ["group", "channel", "slot_from", "slot_to", "position", "paused_until"]
 RANGE_KEYS = [
-    "channel", "slot_from", "slot_to", "position", "lag", "is_lower_bound", "owner", "state", "last_error",
+    "group", "channel", "slot_from", "slot_to", "status", "why", "position", "lag", "lag_is_lower_bound",
+    "lag_seconds", "rate", "processed", "skipped", "parked", "attempts", "last_error", "owner",
+    "generation", "last_commit",
 ]  # fmt: skip
 PARKED_KEYS = [
     "id", "group", "channel", "position", "key", "slot", "type", "payload", "headers", "created_at",

@@ -18,7 +18,7 @@ from outbox import groups
 from outbox.consuming import cursors, outcomes
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor
-from outbox.operations import redrives, replay
+from outbox.operations import redrives, replay, status
 from outbox.operations import scaling as ranges
 from outbox.worker import Worker
 from tests.shop.models import Effect, Fault
@@ -318,7 +318,7 @@ def test_one_channel_is_scaled_alone():
 
 
 def test_describe_shows_position_lag_and_owner(background, close_gate, keys):
-    """Each range is shown with its lag, and with the session that has it in hand at the moment."""
+    """Each range is shown with its lag, and with the session that is handling it."""
     left, right = keys
     ranges.scale(groups.get("crew"), 2)
     gate = close_gate("crew")
@@ -326,17 +326,17 @@ def test_describe_shows_position_lag_and_owner(background, close_gate, keys):
     publish_orders([right, right])
     claim = background(lambda: worker("crew").run(max_messages=1))
     [pid] = wait_until(gate.waiting)
-    busy, waiting = ranges.describe("crew")
+    busy, waiting = status.describe("crew").ranges
     gate.open()
     claim.result()
     exhaust(worker("crew"))
-    states = [each.state for each in ranges.describe("crew")]
+    states = [each.status for each in status.describe("crew").ranges]
 
-    assert (busy.state, busy.lag) == ("working", 1)
+    assert (busy.status, busy.lag) == ("ok", 1)
     assert busy.owner.startswith("outbox:crew ")
     assert busy.owner.endswith(f", backend {pid}")
-    assert (waiting.state, waiting.lag, waiting.owner) == ("behind", 2, "")
-    assert states == ["idle", "idle"]
+    assert (waiting.status, waiting.lag, waiting.owner) == ("ok", 2, "")
+    assert states == ["ok", "ok"]
 
 
 def test_one_worker_serves_all_ranges_in_turn():
@@ -483,7 +483,7 @@ def test_the_number_of_ranges_changes_under_load(background, start_command):
         enough.set()
     for publisher in publishers:
         publisher.result(120)
-    wait_until(lambda: not any(each.lag for each in ranges.describe("billing")), timeout=120)
+    wait_until(lambda: not any(each.lag for each in status.describe("billing").ranges), timeout=120)
     workers.terminate()
     workers.communicate(timeout=30)
     published, done = set(stored()), handled("billing")

@@ -247,7 +247,9 @@ def test_on_commit_functions_run_whatever_those_of_others_do(script, caplog):
 
     assert ran == [each for each in positions if each not in (positions[3], positions[5])]
     assert heard == [positions[5]]
-    assert f"the message at {positions[3]} gave to on_commit() raised" in caplog.text
+    assert (
+        f"an on_commit() function of the message at position {positions[3]} raised" in caplog.text
+    )
     assert account("scripted") == (9, 9)
 
 

@@ -1,4 +1,4 @@
-"""The tables in Django's admin, to look at: nothing can be added, changed or deleted there.
+"""The tables in Django's admin, read-only: nothing can be added, changed or deleted there.
 
 Changes go through `manage.py outbox`, which takes the locks and records who did what.
 """
@@ -43,15 +43,15 @@ class ReadOnly(BaseAdmin):
     list_per_page = 50
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody may."""
+        """Read-only."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Nobody may."""
+        """Read-only."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Nobody may."""
+        """Read-only."""
         return False
 
 

@@ -1,7 +1,7 @@
 """Batches: the rows of one claim, and what became of each.
 
-A row is handled, skipped (the group has no handler), given up (parked or skipped) or to be tried
-again, which ends the batch. A row whose key has an earlier parked message is parked behind it.
+A row is handled, skipped (the group has no handler), given up (parked or skipped), or waits for a
+retry, which ends the batch. A row whose key has an earlier parked message is parked behind it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Batch:
     blocked: list[int] = dataclasses.field(default_factory=list)
     """Positions taken out of the rows because an earlier message of their key is parked."""
     failures: list[Failure] = dataclasses.field(default_factory=list)
-    """Of the messages that were given up; and of the next one, when it is to be tried again."""
+    """Of messages that the group gave up on, and of the next one if it waits for a retry."""
     suspects: tuple[int, int] = (0, 0)
     """rows[start:stop] of which one failed, while it is being searched for."""
     undone: Failed | None = None
@@ -111,7 +111,7 @@ class Batch:
         return result if isinstance(result, Done) else result.moved(start)
 
     def settle(self, result: Done | Failed) -> None:
-        """Take in what came of `run`: go on behind it, search closer, or decide about one row."""
+        """Apply the result of `run`: go past it, narrow the search, or decide about one row."""
         if isinstance(result, Done):
             self.handled += result.count
             self.skipped += result.skipped
@@ -159,7 +159,7 @@ class Batch:
             raise ConnectionLost(str(error)) from error
 
     def _next_stop(self) -> int:
-        """Return where the next part ends: before the suspects, amid them, or with the batch.
+        """Return where the next part ends: before, among or after the suspects.
 
         Of rows 0 to 7 a call for 2 to 5 failed. The parts then end at 2, which is kept; at 4, half
         of the suspects; if that fails at 3; and so on, until the failing row is alone in its part.

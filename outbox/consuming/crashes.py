@@ -26,7 +26,7 @@ from .outcomes import Outcome
 logger = logging.getLogger("outbox.consuming")
 
 LOCK_WAIT = 5.0
-"""Seconds that a server may take to give up the row lock of a session that is gone."""
+"""Seconds to wait for the server to release the row lock of a session that ended."""
 
 
 def record_undone(batch: Batch) -> int:
@@ -46,7 +46,9 @@ def record_undone(batch: Batch) -> int:
             outcome = _write_undone(batch, is_lost)
     except Error as error:
         batch.raise_if_lost(error)
-        logger.warning("%s: a failed attempt was not counted: %s", batch.group.name, error)
+        logger.warning(
+            "group %s: a failed attempt could not be recorded: %s", batch.group.name, error
+        )
         return 0
     return outcome.count if outcome is not None else 0
 

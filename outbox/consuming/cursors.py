@@ -1,7 +1,7 @@
 """Cursors: where each group is in each channel, per range of slots.
 
-The cursor row is the only lock. Whoever changes anything about a slot range of a group holds
-its row until commit; `generation` rises when a range is moved or reshaped from outside, and
+The cursor row is the only lock. Every change of a slot range of a group locks the row of the
+range until commit; `generation` rises when a range is moved or reshaped from outside, and
 an advance that knows an older one is refused.
 """
 
@@ -243,7 +243,7 @@ def lease(claim: Claim, seconds: float, using: str) -> Claim:
 def renew(claim: Claim, seconds: float | None, using: str) -> None:
     """Extend the lease of a range to `seconds` from now; None ends it.
 
-    Raises StaleClaim when the lease was given up or taken over.
+    Raises StaleClaim when the lease ended or another process took it.
     """
     parameters: dict[str, Any] = {
         "id": claim.id,

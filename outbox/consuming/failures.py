@@ -1,6 +1,6 @@
 """Failures: what a failed attempt means for its message, and how it is reported.
 
-    failed attempt -> retry | wait (no message is blamed) | park | skip | stay parked
+    failed attempt -> retry | wait (no message caused it) | park | skip | stay parked
 
 `decide` is the one decision: for a handler that raises, a dead process, a lost session, and a
 redrive. It depends on the group's options, the error, and the attempts recorded so far.
@@ -44,7 +44,7 @@ watcher: ContextVar[Callable[[Failure], None] | None] = ContextVar("watcher", de
 """Called at once with each failure; `outbox.testing.drain` raises what it notes."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
-"""Seconds between two tries while no message is blamed; they double."""
+"""Seconds between two tries after an error that no message caused; they double."""
 
 Verdict = Literal["retry", "wait", "park", "skip", "stay"]
 """Try again later, the same without counting the attempt, park, count as skipped, or stay parked
@@ -132,7 +132,7 @@ def _blames_no_message(group: ConsumerGroup, error: BaseException, failing_secon
 
 
 def unblamed_delay(failing_seconds: float) -> float:
-    """Return the seconds until the next attempt where no message is blamed: they double."""
+    """Return the seconds until the next attempt after an error that no message caused."""
     return min(max(failing_seconds, FIRST_WAIT), LONGEST_WAIT)
 
 
@@ -201,7 +201,7 @@ def _log(failure: Failure) -> None:
     }[failure.verdict]
     logger.log(
         _level(failure),
-        "%s failed at %s (attempt %d, %s): %s",
+        "group %s failed at position %s (attempt %d, %s): %s",
         message.group,
         message.position,
         message.attempt,

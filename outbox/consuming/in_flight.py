@@ -1,8 +1,8 @@
-"""What a worker process has in hand, written where another process can read it.
+"""Which message a worker process is handling, in memory that another process can read.
 
-A worker that dies in a handler cannot record the failure. So before each call it stores the
-message's position in memory that is shared through a file; whoever outlives it reads there what
-killed it. Nothing is written when nobody asked for it with `keep`.
+A worker that dies in a handler cannot record the failure. So it stores the position of the message
+in shared memory before each call of a handler; the supervisor, or the next worker, reads it there.
+Recording is off until `record_to` turns it on.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class InFlight:
         return State(*self._cells)
 
     def begin(self) -> None:
-        """Forget what was there; the numbers are about this process from now on."""
+        """Erase the numbers of the previous process; record this process from now on."""
         self._memory[:] = bytes(SIZE)
         self._cells[PID] = os.getpid()
 
     def clear(self) -> None:
-        """Record that no message is in hand."""
+        """Record that no message is being handled."""
         self._cells[POSITION] = 0
 
     def turn(self, handled: int, is_ready: bool) -> None:
@@ -67,7 +67,7 @@ class InFlight:
         self._cells[READY] = is_ready
 
     def recorder(self, cursor_id: int) -> Record:
-        """Return the function that notes a call for a message of a cursor; position 0 ends it."""
+        """Return the function that records a call for a message of a cursor; position 0 ends it."""
         cells = self._cells
         cells[CURSOR] = cursor_id
 
@@ -91,7 +91,7 @@ _own: InFlight | None = None
 
 
 def record_to(fd: int) -> InFlight:
-    """Make this process note what it has in hand in a file; what the file held is still there."""
+    """Record in a file which message this process handles; keep what the file holds now."""
     global _own
     _own = InFlight(fd)
     return _own
@@ -103,4 +103,4 @@ def recorder(cursor_id: int) -> Record:
 
 
 def no_record(position: int, timeout: float | None) -> None:
-    """Record nothing: no other process asked for it."""
+    """Recording is off."""

@@ -30,7 +30,7 @@ def may_skip(group: ConsumerGroup, channel: str, type_name: str) -> bool:
     if (group.name, channel, type_name) not in _warned:
         _warned.add((group.name, channel, type_name))
         logger.warning(
-            "%s: this code does not know the type %r in channel %s, and the group %s "
+            "group %s: this code does not know the type %r in channel %s, and the group %s "
             "(on_unknown=%r). Is this worker of an older release? Otherwise declare the event, "
             "or name it in %s.ignores().",
             group.name,

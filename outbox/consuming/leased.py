@@ -40,7 +40,7 @@ def begin(batch: Batch) -> None:
     previous = batch.claim.leased_by
     batch.claim = cursors.lease(batch.claim, batch.group.lease, batch.using)
     if previous != cursors.holder():
-        _log(logging.INFO, batch.claim, "leased for %g s at a time", batch.group.lease)
+        _log(logging.INFO, batch.claim, "lease taken for %g s", batch.group.lease)
 
 
 def finish(batch: Batch) -> int:
@@ -68,7 +68,8 @@ def finish(batch: Batch) -> int:
             _log(
                 logging.WARNING,
                 lease.claim,
-                "lost its lease after %s: the range was taken over, reset or reshaped",
+                "lost its lease after position %s: another worker took the range, or an operator "
+                "changed it",
                 lease.claim.position,
             )
     return moved
@@ -100,7 +101,7 @@ def _run(part: Batch) -> Done | Failed:
 
 
 def _nothing_to_check(position: int, seconds: float) -> None:
-    """The handler ran outside a transaction, so it cannot have harmed one."""
+    """No transaction to check."""
 
 
 class Lease:
@@ -135,7 +136,7 @@ class Lease:
         try:
             cursors.renew(self.claim, None, self.using)
         except (StaleClaim, Error):
-            logger.debug("the lease of cursor %s was over already", self.claim.id)
+            logger.debug("the lease of cursor %s had ended already", self.claim.id)
 
     def renewed(self) -> Claim:
         """Return the claim, after renewing the lease when a third of it has passed.
@@ -209,7 +210,7 @@ class Lease:
                 if wait <= 0:
                     wait = self._renew(third)
         except StaleClaim:
-            logger.debug("the lease of cursor %s is over", self.claim.id)
+            logger.debug("the lease of cursor %s has ended", self.claim.id)
         finally:
             connections[self.using].close()
 
@@ -218,7 +219,12 @@ class Lease:
         try:
             cursors.renew(self.claim, self.seconds, self.using)
         except Error as error:
-            _log(logging.WARNING, self.claim, "could not renew its lease: %s", str(error).strip())
+            _log(
+                logging.WARNING,
+                self.claim,
+                "the lease could not be renewed: %s",
+                str(error).strip(),
+            )
             connections[self.using].close()
             return third / 4
         self._renewed_at = time.monotonic()
@@ -242,7 +248,7 @@ def _parts(batch: Batch) -> Iterator[Batch]:
 def _log(level: int, claim: Claim, what: str, *values: object) -> None:
     logger.log(
         level,
-        f"%s, slots %d to %d of %s: {what}",
+        f"group %s, slots %d to %d of channel %s: {what}",
         claim.group,
         claim.slot_from,
         claim.slot_to,

@@ -29,7 +29,7 @@ logger = logging.getLogger("outbox.notifications")
 SHORT_WAIT = 0.002
 """Seconds of the first wait for a publisher in flight."""
 LINGER_STEP = 0.0005
-"""Seconds between two looks at the sequence while a worker lingers."""
+"""Seconds between two reads of the sequence while a worker lingers."""
 FIRST_POLL = 0.02
 """Seconds of the first wait when only polling; it doubles up to the poll interval."""
 LONGEST_SHORT_WAIT = 0.05
@@ -39,7 +39,7 @@ LOCKED_WAIT = 1.0
 session dies, no NOTIFY tells of it."""
 
 POOLED = (
-    "a connection pooler stands before database %r, and LISTEN gets lost in one: polling, at most "
+    "database %r is reached through a connection pooler, which breaks LISTEN: polling, at most "
     "every %s s. Set OUTBOX['LISTEN'] to False, or to the alias of a direct connection."
 )
 OTHER_DATABASE = (
@@ -85,7 +85,7 @@ class Wakeups:
         self._short_waits = 0
 
     def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
-        """Wait a step, after nothing was found up to `horizon`; the caller then looks again.
+        """Wait once, after the caller found nothing up to `horizon`; the caller then claims again.
 
         `idle`: the ranges that have nothing up to there; another range with messages is held by
         another session.
@@ -126,7 +126,7 @@ class Wakeups:
         os.write(self._pipe[1], b"x")
 
     def unlisten(self) -> None:
-        """Drop the locks and stop listening, before `close`: a pool hands the session on."""
+        """Release locks and UNLISTEN before the connection returns to a pool."""
         if self.listener.is_listening:
             self._drop_locks()
             self.listener.unlisten()

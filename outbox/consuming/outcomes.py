@@ -40,7 +40,7 @@ class Outcome:
     skipped: int = 0
     """Messages without a handler."""
     failures: Sequence[Failure] = ()
-    """Of messages that were given up; the last one may be of a message to be tried again."""
+    """Of messages that the group gave up on; the last one may wait for a retry."""
     blocked: Sequence[int] = ()
     """Positions parked because an earlier message of their key is parked."""
     released: int | None = None
@@ -151,7 +151,8 @@ def postpone(claim: Claim, error: BaseException, using: str) -> None:
         outcome = Outcome(locked, locked.position, error=error)
         write(outcome, using)
     logger.error(
-        "%s could not commit its batch after %s in %s (next try in %.1f s): %s",
+        "group %s could not commit its batch after position %s of channel %s (next try in "
+        "%.1f s): %s",
         claim.group,
         claim.position,
         claim.channel,

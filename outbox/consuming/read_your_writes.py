@@ -120,7 +120,7 @@ class _Wait:
         return has_heard
 
     def _lock(self) -> None:
-        """Try: a worker that commits may hold the key for a moment; the next round tries again."""
+        """Try the lock: a committing worker may hold it for a moment; the next round retries."""
         self.is_locked = scalar("take_waiter_lock", self.alias, group=self.group)
 
 

@@ -72,10 +72,10 @@ def finish(batch: Batch) -> int:
 
 
 def recover(batch: Batch, error: Error | StaleClaim) -> int:
-    """After the transaction failed as a whole: look for the message that is to blame.
+    """After the transaction failed as a whole: search for the message that caused it.
 
-    The rows are handled again, each in a savepoint and checked by itself. When no message is to
-    blame, the range waits. Raises ConnectionLost.
+    The rows are handled again, each in a savepoint and checked by itself. When no message
+    caused it, the range waits. Raises ConnectionLost.
     """
     batch.raise_if_lost(error)
     if database.is_conflict(error):
@@ -159,7 +159,7 @@ class _Watch:
             raise TransactionEnded()
 
     def _check_all(self, settings: tuple[Any, ...]) -> None:
-        """Undo SET LOCAL, then look at everything that would fail at the end of the batch."""
+        """Undo SET LOCAL, then check everything that would fail at the end of the batch."""
         names = ("role", "search_path", "statement_timeout", "lock_timeout")
         one_row("restore_session", self.using, **dict(zip(names, settings, strict=True)))
         is_same, is_unchanged = cursors.holds(self.claim, self.using)
@@ -186,8 +186,8 @@ def _run_hook(
         function()
     except FAILURES:
         logger.exception(
-            "%s: a function that the message at %d gave to on_commit() raised; the message counts "
-            "as handled",
+            "group %s: an on_commit() function of the message at position %d raised an error; the "
+            "message counts as handled",
             group.name,
             position,
             extra={"group": group.name, "channel": claim.channel, "position": position},

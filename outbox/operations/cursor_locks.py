@@ -1,6 +1,6 @@
 """The cursor rows of a group as operators see them, and held for a change from outside.
 
-Whoever changes a group from outside holds its rows until commit: it waits for the batches in hand,
+A change of a group from outside locks its rows until commit: it waits for the batches in progress,
 and no batch can straddle the change. The shape of the group is locked first, so that a split or
 merge at the same time cannot slip by.
 """

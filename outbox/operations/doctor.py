@@ -1,4 +1,4 @@
-"""Examine a database alias for whatever would make the log wrong, slow or late, with the fix."""
+"""Check a database alias for what would make the log wrong, slow or late, with the fix."""
 
 from __future__ import annotations
 
@@ -299,5 +299,5 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "prepared": _prepared,
     "horizon": _horizon,
     "segments": _segments,
-    "retention": retention_status.examine,
+    "retention": retention_status.run_checks,
 }

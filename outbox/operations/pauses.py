@@ -1,6 +1,6 @@
 """Pause and resume a group: its cursors stay where they are, and its messages wait in the log.
 
-A pause takes effect after the batches in hand; it ends by itself at its time.
+A pause takes effect after the current batches; it ends by itself at its time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def pause(
     reason: str = "",
     using: str | None = None,
 ) -> list[CursorRow]:
-    """Let a group rest and return its cursors as they were; waits for the batches in hand.
+    """Pause a group and return its cursors as they were; waits for the current batches.
 
     `until`: a time with zone; None: until `resume`. `channels`: only these.
 
@@ -55,7 +55,7 @@ def resume(
     reason: str = "",
     using: str | None = None,
 ) -> list[CursorRow]:
-    """Let a paused group go on and return the cursors that were paused, as they were.
+    """Resume a paused group and return the cursors that were paused, as they were.
 
     `channels`: only these. Raises InvalidReset for an unknown channel, and UnknownGroup.
     """

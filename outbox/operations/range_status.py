@@ -1,7 +1,7 @@
 """How each range of slots of a group is: what waits, since when, and whether it moves.
 
 A status is computed from movement, not from thresholds on a lag. The one constant in it is how
-long a worker that is well may take to come by.
+long a healthy worker may take to commit a batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from django.db import connections
 
@@ -20,7 +20,7 @@ from ..consuming.outcomes import RATE_SECONDS
 from ..groups import ConsumerGroup, all_groups
 from ..sql import run_statement, with_zones
 from .pauses import FOREVER
-from .sessions import HorizonStatus, Session
+from .sessions import HorizonStatus, Session, see_horizon, worker_sessions
 
 LEAST_BOUND = 1000
 """Pending messages that are counted for a cursor in any case."""
@@ -37,18 +37,7 @@ Status = Literal[
     "behind retention",
     "invalid",
 ]
-SEVERITY: tuple[Status, ...] = (
-    "undeclared",
-    "ok",
-    "behind",
-    "replaying",
-    "paused",
-    "failing",
-    "stalled",
-    "stopped",
-    "behind retention",
-    "invalid",
-)
+SEVERITY: tuple[Status, ...] = get_args(Status)
 """A group has the last of these that one of its ranges has."""
 
 
@@ -81,7 +70,7 @@ class RangeStatus:
     """Failed attempts of the message at hand."""
     last_error: str
     owner: str
-    """The process that has the range in hand, and its session on the server; else empty."""
+    """The process that is handling a batch of the range, and its session; else empty."""
     generation: int
     last_commit: datetime.datetime
 
@@ -110,6 +99,11 @@ def read_ranges(
             RangeRow(**dict(zip(names, with_zones(row), strict=True))) for row in cursor.fetchall()
         ]
     return [_range(row, sessions, horizon, patience.get(row.group, patience[None])) for row in rows]
+
+
+def current(group: str, budget: int, using: str) -> list[RangeStatus]:
+    """Return the ranges of a group as they are now; `budget`: see `read_ranges`."""
+    return read_ranges(group, worker_sessions(using), see_horizon(using), budget, using)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +206,7 @@ def _judge(
     starts = [row.last_commit_at, row.oldest, row.paused_until, row.leased_until]
     waited = (row.now - max(start for start in starts if start is not None)).total_seconds()
     if waited > patience:
-        has = f"{owner} has it in hand" if owner else "no worker has it in hand"
+        has = f"{owner} is handling it" if owner else "no worker is handling it"
         return "stalled", f"messages wait and nothing was committed for {waited:.0f} s; {has}"
     if row.position < row.max_position:
         return "replaying", f"up to position {row.max_position}"

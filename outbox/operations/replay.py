@@ -1,6 +1,6 @@
 """Move the cursors of a group to another position, while workers run.
 
-A reset holds every cursor row of the group that it moves, so it waits for the batches in hand
+A reset locks every cursor row of the group that it moves, so it waits for the current batches
 and no batch can straddle it. The next message handled is the first above the new position.
 """
 
@@ -130,7 +130,7 @@ def _range_of(rows: Iterable[CursorRow], channel: str, slot: int) -> CursorRow |
 
 def _check_is_next(row: CursorRow, position: int, horizon: int, using: str) -> None:
     if position <= row.position:
-        raise InvalidSkip(f"Position {position} is done: the range stands at {row.position}.")
+        raise InvalidSkip(f"Position {position} is behind the range, which is at {row.position}.")
     following = scalar(
         "next_pending",
         using,

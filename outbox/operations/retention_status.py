@@ -51,7 +51,7 @@ def see(using: str | None = None) -> RetentionStatus:
     return RetentionStatus(succeeded_at, failed_at, error, holds, behind)
 
 
-def examine(using: str) -> tuple[Literal["ok", "warn", "fail"], str, str]:
+def run_checks(using: str) -> tuple[Literal["ok", "warn", "fail"], str, str]:
     """Return what the doctor says: a level, what was found, and what to do."""
     state = see(using)
     if state.behind:

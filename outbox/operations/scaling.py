@@ -11,7 +11,6 @@ a changed range has a new generation.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from typing import Any, NamedTuple
 
@@ -22,32 +21,15 @@ from ..consuming import cursors
 from ..exceptions import InvalidGroup, ScaleUnfinished
 from ..groups import MOST_RANGES, ConsumerGroup
 from ..sql import run_statement
+from . import action_log, range_status
+from .range_status import RangeStatus
 
 HOLD_SECONDS = 10.0
 """How long a range is held for a merge without being renewed."""
 STEP_SECONDS = 0.05
-"""Between two looks at whether ranges have met."""
+"""Between two checks whether ranges have met."""
 LAG_BOUND = 100_000
 """Messages of the channel that are walked to count what a range has pending."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Range:
-    """One slot range of a group as it is now."""
-
-    channel: str
-    slot_from: int
-    slot_to: int
-    """Inclusive."""
-    position: int
-    lag: int
-    """Pending messages; at least so many when `is_lower_bound`."""
-    is_lower_bound: bool
-    owner: str
-    """Who has a batch of it in hand, "" when nobody has."""
-    state: str
-    """"working", "paused", "failing", "held" (for a merge), "behind" or "idle"."""
-    last_error: str
 
 
 class _Row(NamedTuple):
@@ -70,12 +52,14 @@ def scale(
     channel: str | None = None,
     using: str | None = None,
     timeout: float | None = 60.0,
-) -> list[Range]:
+    reason: str = "",
+) -> list[RangeStatus]:
     """Give a group `to` ranges of nearly equal size, in one channel or in each of its channels.
 
     More ranges are there at once. Fewer need running workers, which bring neighbours to one
     position; that is waited for up to `timeout` seconds (None: for ever; 0: what can be done
-    now). May be ended at any moment, and repeated. Returns the ranges.
+    now). May be ended at any moment, and repeated. `reason`: stored in the action log, in the
+    transaction of the first change. Returns the ranges.
 
     Raises InvalidGroup for a wrong `to` or `channel`, and ScaleUnfinished at the timeout.
     """
@@ -83,35 +67,22 @@ def scale(
     if not 1 <= to <= MOST_RANGES:
         raise InvalidGroup(f"A group can have 1 to {MOST_RANGES} ranges in a channel, not {to}.")
     name = _known(group, using)
-    shapes = [_Shape(name, each, to, using) for each in _channels(name, channel, using)]
+    changes = [
+        _Rescaling(name, each, to, reason, using) for each in _channels(name, channel, using)
+    ]
     began = time.monotonic()
     try:
-        while unfinished := [shape for shape in shapes if not shape.step()]:
+        while unfinished := [each for each in changes if not each.step()]:
             if timeout is not None and time.monotonic() - began >= timeout:
                 raise ScaleUnfinished(
                     group=name, channel=unfinished[0].channel, to=to, seconds=timeout
                 )
             time.sleep(STEP_SECONDS)
     finally:
-        for shape in shapes:
-            shape.release()
-    return describe(name, channel=channel, using=using)
-
-
-def describe(
-    group: ConsumerGroup | str, *, channel: str | None = None, using: str | None = None
-) -> list[Range]:
-    """Return the ranges of a group, by channel and slot; raises InvalidGroup as `scale` does."""
-    using = log_alias(using)
-    name = _known(group, using)
-    parameters: dict[str, Any] = {
-        "group": name,
-        "channels": _channels(name, channel, using),
-        "bound": LAG_BOUND,
-    }
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "describe_ranges", parameters)
-        return [Range(*row) for row in cursor.fetchall()]
+        for each in changes:
+            each.release()
+    ranges = range_status.current(name, LAG_BOUND, using)
+    return [each for each in ranges if channel in (None, each.channel)]
 
 
 def _known(group: ConsumerGroup | str, using: str) -> str:
@@ -133,10 +104,13 @@ def _channels(group: str, channel: str | None, using: str) -> list[str]:
     return chosen
 
 
-class _Shape:
+class _Rescaling:
     """The ranges of a group in one channel, on their way to `to` of them."""
 
-    def __init__(self, group: str, channel: str, to: int, using: str) -> None:
+    def __init__(self, group: str, channel: str, to: int, reason: str, using: str) -> None:
+        self.to = to
+        self.reason: str | None = reason
+        """None once the action is recorded."""
         self.group = group
         self.channel = channel
         self.using = using
@@ -170,6 +144,8 @@ class _Shape:
                 self._hold([row], row.position)
             if leased:
                 return False
+            if cuts:
+                self._record()
             for row, edges in cuts.items():
                 for edge in reversed(edges):
                     self._fetch("split_range", id=row.id, slot=edge)
@@ -194,6 +170,7 @@ class _Shape:
                 return False
             meeting_point = _meeting_point(rows)
             ids = [row.id for row in rows]
+            self._record()
             [(are_on_the_way,)] = self._fetch("are_on_the_way", ids=ids, position=meeting_point)
             if are_on_the_way or any(row.is_leased for row in rows):
                 is_hopeless = any(row.is_stuck and row.position < meeting_point for row in rows)
@@ -209,9 +186,20 @@ class _Shape:
         self._fetch("hold_ranges", ids=ids, position=position, seconds=HOLD_SECONDS)
 
     def _renew(self, slots: tuple[int, int]) -> None:
-        """Give changed ranges a new generation, and let workers look at them."""
+        """Give changed ranges a new generation, and wake the workers."""
         self._fetch("renew_ranges", first=slots[0], last=slots[1])
         self._fetch("wake_workers", channels=[self.channel])
+
+    def _record(self) -> None:
+        """Record the operator's action, in the transaction of its first change of the channel."""
+        if self.reason is None:
+            return
+        new = {"to": self.to, "channel": self.channel}
+        [(before,)] = self._fetch("count_ranges")
+        action_log.record(
+            "scale", self.group, using=self.using, old=before, new=new, reason=self.reason
+        )
+        self.reason = None
 
     def _lock(self, slots: tuple[int, int]) -> list[_Row]:
         self._fetch("lock_group_shape")

@@ -34,7 +34,7 @@ LAG_BUDGET = 500_000
 
 LATEST_ACTIONS = 5
 LATEST_MESSAGES = 10_000
-"""Messages of a channel that are looked at for types that the group passed over."""
+"""Latest messages of a channel to search for types that the group skipped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class GroupStatus:
     position: int
     """The lowest position of its ranges that have something pending, else of all."""
     last_position: int
-    """The highest position drawn so far, in any channel."""
+    """The highest position allocated so far, in any channel."""
     lag: int
     lag_is_lower_bound: bool
     lag_seconds: float

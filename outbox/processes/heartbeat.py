@@ -1,7 +1,7 @@
-"""The pulse of a worker's process: at each turn of the loop it shows that there is progress.
+"""The heartbeat of a worker process: each turn of the loop shows that there is progress.
 
-It stops when a handler hangs or the database does not answer within a statement; then whoever
-looks at the heartbeat file sees it grow old.
+It stops when a handler hangs or the database does not answer a statement. Then the modification
+time of the heartbeat file gets old, which a liveness probe can check.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Heartbeat:
         self._is_ready: Callable[[], bool] = bool
 
     def attach(self, worker: Worker) -> None:
-        """Beat at each turn of this worker."""
+        """Tick at each turn of this worker."""
         worker.each_turn = lambda: self.tick(worker)
         self._is_ready = lambda: worker.is_ready
 
@@ -59,7 +59,7 @@ class Heartbeat:
         return self._is_ready()
 
     def tick(self, worker: Worker) -> None:
-        """Count a turn, touch the file, look at the memory."""
+        """Count a turn, touch the file, check the memory limit."""
         if self.record is not None:
             self.record.turn(worker.handled, worker.is_ready)
         now = self._turned_at = time.monotonic()
@@ -73,7 +73,7 @@ class Heartbeat:
 
 
 def resident_megabytes() -> float:
-    """Return the memory of this process; where the system tells no more, its largest so far."""
+    """Return the resident memory of this process; its peak where the system reports only that."""
     try:
         with open("/proc/self/statm") as numbers:
             return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

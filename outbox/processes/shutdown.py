@@ -1,9 +1,9 @@
-"""What ends a worker's process: signals, the end of its grace, the death of its parent.
+"""What ends a worker process: a signal, the end of its grace period, the death of its parent.
 
-    running -> told to stop -> the batch in hand is done, or the grace is over
+    running -> stop requested -> the current batch is done, or the grace period ends
 
-A thread watches, because a handler may be deep in a call that lets no signal handler run. A
-process that leaves early drops its connection, and the server rolls the batch back.
+A thread watches, because a handler may be in a call during which Python runs no signal handler.
+A process that exits early closes its connection, and the server rolls the batch back.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .exit_codes import ExitCode
 logger = logging.getLogger("outbox.worker")
 
 ORPHAN_GRACE = 2.0
-"""Seconds to finish the batch in hand after the parent's death, at most."""
+"""Most seconds to finish the current batch after the death of the parent."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class ShutdownWatcher(threading.Thread):
-    """Calls `stop` when the process is told to stop or loses its parent, and ends it in the end.
+    """Calls `stop` at a stop signal or the death of the parent; exits after the grace period.
 
     `grace`: seconds until the process ends anyway, with exit code 5. `parent`: a file descriptor
     that reads end-of-file once the parent is gone; then a second signal means nothing. Without
@@ -76,7 +76,7 @@ class ShutdownWatcher(threading.Thread):
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
-                self._exit_now(ExitCode.GRACE, "the grace period is over")
+                self._exit_now(ExitCode.GRACE, "the grace period has ended")
             readable = database.wait_readable(watched, left)
             if self.parent in readable:
                 watched.remove(self.parent)
@@ -94,7 +94,7 @@ class ShutdownWatcher(threading.Thread):
         if self._deadline is None:
             self._request_stop(self.grace)
         elif self.parent is None:
-            self._exit_now(128 + number, "told twice")
+            self._exit_now(128 + number, "a second stop signal arrived")
 
     def _request_stop(self, grace: float) -> None:
         deadline = time.monotonic() + grace
@@ -102,7 +102,7 @@ class ShutdownWatcher(threading.Thread):
         self.stop()
 
     def _exit_now(self, code: int, why: str) -> None:
-        logger.warning("left at once, %s: the batch in hand is rolled back", why)
+        logger.warning("worker exits at once, %s: the server rolls its batch back", why)
         self.before_exit()
         logging.shutdown()
         os._exit(code)

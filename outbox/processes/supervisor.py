@@ -1,9 +1,9 @@
-"""The supervisor: starts workers in processes of their own and keeps them going.
+"""The supervisor: starts workers as child processes and restarts those that die.
 
-    started -> running -> dead: its message in hand counts as failed -> started again, after a delay
+    started -> running -> dead: its message counts as failed -> restarted, after a delay
 
-The workers are fresh interpreters that run the same command. They share nothing with the
-supervisor but a few numbers in memory (`in_flight`) and a pipe that closes when it dies.
+The workers are new interpreters that run the same command. They share with the supervisor only a
+few numbers in memory (`in_flight`) and a pipe that closes when the supervisor dies.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from .shutdown import SIGNALS
 logger = logging.getLogger("outbox.supervisor")
 
 TICK = 0.1
-"""Seconds between two looks at the workers; a time limit is kept to that."""
+"""Seconds between two checks of the workers; the precision of time limits."""
 FIRST_DELAY = 0.2
-"""Seconds before a worker that died is started again; they double while none gets anything done."""
+"""Seconds before a dead worker is restarted; they double while it handles no message."""
 LONGEST_DELAY = 30.0
 MOST_DRAIN_FAILURES = 10
-"""Deaths in a row, without a message handled, after which a drain gives up."""
+"""A drain fails after this many deaths in a row without a handled message."""
 MARGIN = 1.0
-"""Seconds beyond the grace in which a worker may still end itself."""
+"""Seconds after the grace period before the supervisor kills a worker."""
 
 
 @dataclasses.dataclass(slots=True)
 class Child:
-    """The place of one worker, whichever process has it."""
+    """One worker number, and the process that runs as it now."""
 
     number: int
     fd: int
     in_flight: InFlight
     process: subprocess.Popen[bytes] | None = None
     alive_pipe: int = -1
-    """Our end of the pipe that tells the process that we live."""
+    """The supervisor's end of the pipe; the worker reads end-of-file when the supervisor dies."""
     start_at: float = 0.0
     failures: int = 0
     calls: int = 0
@@ -65,7 +65,7 @@ class Child:
     """Why we ended the process."""
 
     def start(self, command: Sequence[str], tallies: Path | None) -> None:
-        """Start a process; the child's numbers are about it from now on."""
+        """Start a process and record its numbers."""
         self.in_flight.begin()
         self.calls, self.touched_at_turn, self.turns, self.ended_for = 0, 0, 0, ""
         self.turned_at = time.monotonic()
@@ -87,14 +87,14 @@ class Child:
             self.process.send_signal(number)
 
     def is_overdue(self, state: State, now: float) -> bool:
-        """Tell whether a handler is at work for longer than it may be."""
+        """Tell whether a handler runs for longer than its timeout."""
         if state.calls != self.calls:
             self.calls, self.since = state.calls, now
         is_limited = state.position > 0 and state.timeout > 0
         return is_limited and now - self.since > state.timeout / 1000
 
     def reap(self) -> int:
-        """Forget the process, which is dead, and return its exit code."""
+        """Collect the dead process and return its exit code."""
         assert self.process is not None
         code = self.process.wait()
         os.close(self.alive_pipe)
@@ -140,7 +140,7 @@ class Supervisor:
             self.children.append(Child(number, fd, InFlight(fd)))
 
     def run(self) -> int:
-        """Keep the workers going until told to stop, or until all have drained; an exit code."""
+        """Run the workers until a stop signal, or until all have drained; return an exit code."""
         try:
             with _signals() as inbox:
                 while self.children:
@@ -157,7 +157,7 @@ class Supervisor:
         return self.result
 
     def stop(self) -> None:
-        """Tell the workers to finish the batch in hand and leave."""
+        """Send SIGTERM: the workers finish their batch and exit."""
         self._stop_by = time.monotonic() + self.grace + MARGIN
         for child in self.children:
             child.send(signal.SIGTERM)
@@ -178,7 +178,7 @@ class Supervisor:
             return self.stop()
         self.result = 128 + number
         for child in self.children:
-            self._end(child, "told twice to stop")
+            self._end(child, "killed by a second stop signal")
 
     def _end(self, child: Child, reason: str) -> None:
         child.ended_for = reason
@@ -198,9 +198,9 @@ class Supervisor:
             self._on_exit(child, state)
         elif self._stop_by is not None and now > self._stop_by:
             self.result = self.result or ExitCode.GRACE
-            self._end(child, "did not finish within the grace period")
+            self._end(child, "killed: it did not finish within the grace period")
         elif child.is_overdue(state, now) and not child.ended_for:
-            self._end(child, f"timed out after {state.timeout / 1000:g} s")
+            self._end(child, f"the handler timed out after {state.timeout / 1000:g} s")
 
     def _start(self, child: Child) -> None:
         try:
@@ -211,7 +211,7 @@ class Supervisor:
             self._plan(child, ExitCode.ERROR)
 
     def _on_exit(self, child: Child, state: State) -> None:
-        """Note how a worker ended, blame the message it had in hand, and plan its successor."""
+        """Log how a worker ended, record a failed attempt of its message, and plan the restart."""
         pid = child.process.pid if child.process else 0
         code = child.reap()
         reason = child.ended_for or _reason(code)
@@ -254,7 +254,7 @@ class Supervisor:
         os.close(child.fd)
 
     def _record_crash(self, state: State, pid: int, reason: str) -> None:
-        """Count a failed attempt of the message; the server may take a moment to free its row."""
+        """Record a failed attempt, in a thread: the server may hold the row lock for a moment."""
         self._records = [thread for thread in self._records if thread.is_alive()]
         record = threading.Thread(target=self._write_record, args=(state, pid, reason), daemon=True)
         record.start()
@@ -267,7 +267,7 @@ class Supervisor:
             )
         except DatabaseError:
             logger.exception(
-                "the message at %d was in hand when a worker ended (%s); that is not recorded",
+                "the failed attempt of the message at position %d could not be recorded (%s)",
                 state.position,
                 reason,
                 extra={"position": state.position},
@@ -279,7 +279,9 @@ class Supervisor:
         if self.heartbeat_file is None or not self.children:
             return
         turns = [child.in_flight.read().turns for child in self.children]
-        if all(now != child.touched_at_turn for now, child in zip(turns, self.children, strict=True)):
+        if all(
+            now != child.touched_at_turn for now, child in zip(turns, self.children, strict=True)
+        ):
             self.heartbeat_file.touch()
             for now, child in zip(turns, self.children, strict=True):
                 child.touched_at_turn = now
@@ -296,7 +298,7 @@ def _reason(code: int) -> str:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int | None]:
-    """Give a descriptor on which the numbers of signals arrive, the end of a child among them.
+    """Yield a descriptor that receives the numbers of signals, SIGCHLD included.
 
     None outside the main thread, where no signal can be received.
     """
@@ -319,7 +321,7 @@ def _signals() -> Iterator[int | None]:
 
 
 def _wait(inbox: int | None) -> list[int]:
-    """Wait a tick, or until a signal arrives; return the numbers of those to stop for."""
+    """Wait a tick, or until a signal arrives; return the stop signals that arrived."""
     if inbox is None:
         time.sleep(TICK)
         return []

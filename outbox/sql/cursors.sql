@@ -172,7 +172,7 @@ WHERE id = %(id)s
 RETURNING lease_token
 
 -- name: renew_lease
--- Locks the cursor row by its primary key; finds none when the lease was given up or taken over.
+-- Locks the cursor row by its primary key; finds none when the lease ended or another process took it.
 UPDATE outbox_cursor
 SET leased_until = clock_timestamp() + make_interval(secs => %(lease)s)
 WHERE id = %(id)s
@@ -193,7 +193,7 @@ WHERE "group" = %(group)s
 ORDER BY id
 
 -- name: lock_cursors
--- Holds the cursor rows of a group until commit; waits for the batches in hand.
+-- Holds the cursor rows of a group until commit; waits for the current batches.
 SELECT id, channel, slot_from, slot_to, position, paused_until
 FROM outbox_cursor
 WHERE "group" = %(group)s

@@ -35,7 +35,7 @@ WHERE id = %(id)s
 UPDATE outbox_cursor SET paused_until = %(until)s WHERE id = ANY(%(ids)s::bigint[])
 
 -- name: resume_cursors
--- Under lock_cursors; the end of the pause stays: how long a worker takes to come counts from it.
+-- Under lock_cursors; keeps the time of resume: the status `stalled` is measured from it.
 UPDATE outbox_cursor
 SET paused_until = clock_timestamp()
 WHERE id = ANY(%(ids)s::bigint[]) AND paused_until > clock_timestamp()
@@ -59,7 +59,7 @@ WHERE id = %(id)s
 RETURNING outbox_signal_waiters("group")
 
 -- name: wake_workers
--- A worker that skipped a locked cursor may sleep; it looks again when this commits.
+-- A worker that skipped a locked cursor may sleep; it claims again when this commits.
 SELECT outbox_notify(signal)
 FROM unnest(%(channels)s::text[]) AS changed (channel)
 CROSS JOIN LATERAL (

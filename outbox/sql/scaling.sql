@@ -13,7 +13,7 @@ FROM outbox_cursor
 WHERE "group" = %(group)s AND channel = %(channel)s AND slot_from BETWEEN %(first)s AND %(last)s
 
 -- name: lock_shape
--- Under lock_group_shape; holds the cursor rows until commit and waits for the batches in hand.
+-- Under lock_group_shape; holds the cursor rows until commit and waits for the current batches.
 SELECT
     id, slot_from, slot_to, position, max_position,
     leased_until IS NOT NULL AND leased_until > clock_timestamp(),
@@ -63,14 +63,15 @@ SET hold_position = %(position)s,
 WHERE id = ANY(%(ids)s::bigint[])
 
 -- name: release_ranges
--- Locks the cursor rows that are held for a merge; waits for the batches in hand.
+-- Locks the cursor rows that are held for a merge; waits for the current batches.
 UPDATE outbox_cursor
 SET hold_position = NULL, hold_until = NULL
 WHERE "group" = %(group)s AND channel = %(channel)s AND hold_until IS NOT NULL
 
 -- name: merge_ranges
 -- Under lock_shape, the first of them becomes all of them; they have nothing up to the position.
--- What one part had before it began to count, and another counts, goes to the skipped ones.
+-- Ranges count from different base positions; messages between them are added to `skipped`, so that
+-- the audit adds up.
 WITH parts AS (
     SELECT *, min(counted_from) OVER () AS lowest_base
     FROM outbox_cursor
@@ -130,8 +131,8 @@ WHERE c.id = (%(ids)s::bigint[])[1]
 DELETE FROM outbox_cursor WHERE id = ANY(%(ids)s::bigint[])
 
 -- name: renew_ranges
--- Under lock_shape: what batches, leases and idle workers know of these ranges is void; a failed
--- message and the parked ones count where their slots are.
+-- Under lock_shape. Bumps generation and lease token: open batches, leases and cached idle ranges are
+-- rejected. A failed message and the parked messages count in the range that has their slots.
 UPDATE outbox_cursor AS c
 SET generation = generation + 1,
     lease_token = lease_token + 1,
@@ -161,35 +162,6 @@ WHERE failure.id = c.id
   AND c."group" = %(group)s AND c.channel = %(channel)s
   AND c.slot_from >= %(first)s AND c.slot_to <= %(last)s
 
--- name: describe_ranges
--- Reads the cursor rows and pg_locks; counts by outbox_message_by_channel up to a bound.
-SELECT
-    seen.channel, slot_from, slot_to, position, backlog.messages, backlog.is_lower_bound, owner,
-    CASE WHEN owner <> '' THEN 'working'
-         WHEN paused_until > clock_timestamp() THEN 'paused'
-         WHEN failed_position IS NOT NULL THEN 'failing'
-         WHEN hold_until > clock_timestamp() AND position >= hold_position THEN 'held'
-         WHEN backlog.messages > 0 THEN 'behind'
-         ELSE 'idle' END,
-    last_error
-FROM (
-    SELECT *, COALESCE(
-        (
-            SELECT application_name || ', backend ' || pid
-            FROM pg_locks
-            JOIN pg_stat_activity USING (pid)
-            WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-              AND classid::bigint = 20291 AND objid::bigint = outbox_claim_number(outbox_cursor.id)
-              AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            LIMIT 1
-        ),
-        CASE WHEN leased_until > clock_timestamp() THEN leased_by END,
-        ''
-    ) AS owner
-    FROM outbox_cursor
-    WHERE "group" = %(group)s AND channel = ANY(%(channels)s::text[])
-) AS seen
-CROSS JOIN LATERAL outbox_backlog(
-    channel, position, slot_from, slot_to, %(bound)s
-) AS backlog
-ORDER BY channel, slot_from
+-- name: count_ranges
+-- Under lock_group_shape.
+SELECT count(*) FROM outbox_cursor WHERE "group" = %(group)s AND channel = %(channel)s

@@ -188,7 +188,7 @@ def test_a_statement_that_tells_nothing_takes_no_floor():
         Author.objects.filter(pk=-1).update(name="nobody")
         Author.objects.filter(pk=-1).delete()
         Book.objects.update(stock=5)
-        floor = run_sql("SELECT coalesce(current_setting('outbox.floor', true), '')")
+        floor = run_sql("SELECT coalesce(current_setting(outbox_floor_setting(), true), '')")
 
     assert floor == [("",)]
     assert not Message.objects.exists()

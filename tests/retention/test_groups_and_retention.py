@@ -101,7 +101,7 @@ def test_a_dead_group_holds_retention_back_until_it_is_forgotten(aged, capsys):
     call_command("outbox", "groups")
 
     assert f"Retention is held back: {hold}." in capsys.readouterr().err
-    (found,) = (each for each in doctor.examine() if each.check == "retention")
+    (found,) = (each for each in doctor.run_checks() if each.check == "retention")
     assert (found.level, found.detail) == ("warn", str(hold))
     call_command("outbox", "forget", "dead", "--execute")
     assert maintenance.maintain("default").dropped == ["outbox_message_100", "outbox_message_200"]
@@ -180,7 +180,7 @@ def test_a_cursor_before_the_first_retained_message_has_a_state_of_its_own(aged,
     with pytest.raises(CommandError) as caught:
         call_command("outbox", "check", "lost", "--lag", "1000000")
     assert caught.value.returncode == 3
-    (found,) = (each for each in doctor.examine() if each.check == "retention")
+    (found,) = (each for each in doctor.run_checks() if each.check == "retention")
     assert found.level == "fail"
     replay.reset("lost", to_earliest=True)
     assert status.list_groups()[0].status != "behind retention"
@@ -196,7 +196,7 @@ def test_a_failed_maintenance_shows_until_one_succeeds(aged, settings, capsys):
     call_command("outbox", "groups")
 
     assert "Maintenance of the log failed: " in capsys.readouterr().err
-    (found,) = (each for each in doctor.examine() if each.check == "retention")
+    (found,) = (each for each in doctor.run_checks() if each.check == "retention")
     assert found.level == "fail"
     (aged / "outbox").unlink()
     maintenance.maintain("default")

@@ -53,7 +53,12 @@ class Command(BaseCommand):
         add("--drain", action="store_true", help="handle what is in the log now and exit")
         add("--max-messages", type=positive, metavar="N", help="exit after that many messages")
         add("--max-memory", type=positive, metavar="MB", help="exit when the process is larger")
-        add("--max-outage", type=seconds, metavar="S", help="give up after S without a database")
+        add(
+            "--max-outage",
+            type=seconds,
+            metavar="S",
+            help="exit with an error after S seconds without a database",
+        )
         add("--grace", type=seconds, default=30.0, metavar="S", help="time to finish when stopped")
         add = parser.add_argument_group("how").add_argument
         add("--processes", type=positive, metavar="N", help="supervise N worker processes")
@@ -67,7 +72,12 @@ class Command(BaseCommand):
         )
         add = parser.add_argument_group("watching it").add_argument
         add("--heartbeat-file", type=Path, metavar="FILE", help="touch it while there is progress")
-        add("--state-file", type=Path, metavar="FILE", help="recognise what killed its predecessor")
+        add(
+            "--state-file",
+            type=Path,
+            metavar="FILE",
+            help="record the message that is handled, to charge it if the process dies",
+        )
         add(
             "--health-port",
             type=address,
@@ -92,7 +102,7 @@ class Command(BaseCommand):
             sys.exit(code)
 
     def _check(self, options: dict[str, Any]) -> bool:
-        """Refuse what cannot be; tell whether to watch the code."""
+        """Refuse options that exclude each other; tell whether to watch the code."""
         try:
             for name in options["groups"]:
                 groups.get(name)
@@ -229,7 +239,7 @@ def stop_on_signals(
 
 
 def recover_state_file(path: Path, using: str) -> InFlight:
-    """Keep what is in hand in a file, after blaming what its last user had in hand to the end."""
+    """Record in a file which message is handled; charge the message that ended its last user."""
     import fcntl
 
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -243,18 +253,21 @@ def recover_state_file(path: Path, using: str) -> InFlight:
     record = in_flight.record_to(fd)
     last = record.read()
     if last.position:
-        reason = "the process ended and left no word why"
+        reason = "the process ended without recording why"
         try:
             crashes.record_dead_process(
                 last.cursor, last.position, reason, pid=last.pid, using=using
             )
         except DatabaseError:
-            logger.exception("the message at %d may have ended the last worker", last.position)
+            logger.exception(
+                "the failed attempt of the message at position %d could not be recorded",
+                last.position,
+            )
     return record
 
 
 def log_start(worker: Worker) -> None:
-    """Log what this process works for."""
+    """Log the groups, channels, database and pid of this worker."""
     names = [group.name for group in worker.groups]
     channels = sorted({channel for group in worker.groups for channel in group.channels})
     logger.info(

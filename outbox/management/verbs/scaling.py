@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ... import groups
-from ...operations import action_log, scaling
+from ...operations import scaling
 from .printer import Printer, slots
 from .verb import Verb, add_scope, positive, seconds
 
@@ -27,28 +27,20 @@ class Scale(Verb):
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
         """Write the ranges as they are then."""
         group, using = groups.get(options["group"]), options["database"]
-        before = len(scaling.describe(group, channel=options["channel"], using=using))
-        shape = scaling.scale(
+        ranges = scaling.scale(
             group,
             options["to"],
             channel=options["channel"],
             using=using,
             timeout=options["timeout"],
-        )
-        action_log.record(
-            "scale",
-            group.name,
-            using=using,
-            old=before,
-            new={"to": options["to"], "channel": options["channel"]},
             reason=options["reason"],
         )
         if printer.as_json:
-            return printer.json(shape)
+            return printer.json(ranges)
         printer.table(
-            "<CHANNEL SLOTS POSITION LAG <STATE <OWNER",
+            "<CHANNEL SLOTS POSITION LAG <STATUS <OWNER",
             [
-                [r.channel, slots(r.slot_from, r.slot_to), r.position, r.lag, r.state, r.owner]
-                for r in shape
+                [r.channel, slots(r.slot_from, r.slot_to), r.position, r.lag, r.status, r.owner]
+                for r in ranges
             ],
         )

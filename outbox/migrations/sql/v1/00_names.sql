@@ -1,5 +1,5 @@
--- Whose names the functions of these files speak of: those of the log's schema, whatever the
--- search_path of the caller.
+-- Names in the functions of these files resolve in the log's schema, for any search_path of the
+-- caller.
 -- Frozen from the first release on: a change is a new file.
 
 -- Bodies from BEGIN ATOMIC to END are bound when they are created. PL/pgSQL is bound when it runs:

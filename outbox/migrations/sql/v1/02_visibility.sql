@@ -71,7 +71,7 @@ BEGIN
             );
         END IF;
         ignored := pg_advisory_xact_lock_shared(outbox_floor_key(channel, floor));
-        -- Positions drawn before the lock was held may lie below a published horizon.
+        -- Positions allocated before the lock was held may lie below a published horizon.
         taken := taken || ' ' || outbox_floor_hash(channel) || ':'
             || GREATEST(floor, pg_sequence_last_value('outbox_message_position_seq'));
     END LOOP;
@@ -155,7 +155,7 @@ BEGIN ATOMIC
 END;
 
 -- The highest position at or below which no message can appear any more, in any channel. The
--- sequence is read before the locks: a position drawn later is above the result anyway. Call it in
+-- sequence is read before the locks: a position allocated later is above the result anyway. Call it in
 -- a statement of its own; read the rows in a later one. excluded_pid leaves out the floors of one
 -- session, for tests that publish and consume within one transaction.
 CREATE FUNCTION outbox_horizon_beside(excluded_pid integer) RETURNS bigint

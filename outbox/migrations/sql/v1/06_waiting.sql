@@ -12,7 +12,7 @@ BEGIN ATOMIC
     SELECT 'outbox_group_' || to_hex(outbox_waiter_key(of_group));
 END;
 
--- NOTIFY those who wait for a group, if anybody does: they hold its key shared.
+-- NOTIFY the sessions that wait for a group, if there is one: they hold its key shared.
 CREATE FUNCTION outbox_signal_waiters(of_group text) RETURNS boolean LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT CASE
