@@ -383,7 +383,7 @@ def test_a_worker_that_was_frozen_beyond_its_lease_is_refused(close_gate):
     done = runs()
 
     assert output.count("lost its lease") == 1
-    assert f"after {positions[0]}" in output
+    assert f"after position {positions[0]}" in output
     assert done[positions[0]] == [first.pid]
     assert done[positions[1]][0] == first.pid
     assert len(done[positions[1]]) == 2
