@@ -28,12 +28,16 @@ from .sink import Origin, Record, Sink
 
 if TYPE_CHECKING:
     from .file import File
+    from .nats import Nats
+    from .redis_streams import RedisStreams
 
 __all__ = [
     "DROP",
     "File",
+    "Nats",
     "Origin",
     "Record",
+    "RedisStreams",
     "Relay",
     "Sink",
     "Target",
@@ -41,6 +45,8 @@ __all__ = [
 
 _SINKS = {
     "File": "file",
+    "Nats": "nats",
+    "RedisStreams": "redis_streams",
 }
 """Names of sinks, each with its module, which is imported when the name is used."""
 

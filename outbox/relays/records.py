@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..events import Message
 from .sink import CURSOR_ATTRIBUTE, SEQUENCE_ATTRIBUTE, SEQUENCE_DIGITS, Origin, Record
 
-TEST_TYPE = "outbox.test"
+TEST_TYPE = "OutboxTest"
 EMPTY_HEADERS = "{}"
 
 

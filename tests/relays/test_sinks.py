@@ -1,0 +1,69 @@
+"""Each sink against its real server."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection
+
+import outbox
+from outbox.models import Cursor, ParkedMessage
+from outbox.operations import replay
+from outbox.testing import sink_contract
+from outbox.worker import Worker
+from tests.support.harness import execute
+from tests.support.publishing import publish
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def relay(destination, **options):
+    return outbox.Relay("copy", channels=["trouble"], to=destination.open_sink(), **options)
+
+
+def positions(destination):
+    return [each.sequence for each in destination.received("trouble")]
+
+
+def test_each_sink_keeps_the_contract(destination):
+    """Against the real server: in order, confirmed, resumed, refused with the limit, unavailable."""
+    sink_contract(
+        destination.open_sink,
+        lambda: destination.received("orders"),
+        too_large=destination.too_large,
+        unreachable=destination.unreachable,
+    )
+
+
+def test_a_destination_that_is_down_parks_nothing(destination):
+    """The messages wait and arrive when the server is back."""
+    wanted = publish("a", "b")
+    group = relay(destination)
+    worker = Worker([group])
+    worker.drain()
+    destination.kill()
+    wanted += publish("c", "a")
+    worker.drain()
+    waiting = Cursor.objects.get(group="copy")
+    destination.start()
+    execute(connection, "UPDATE outbox_cursor SET retry_at = NULL")
+    worker.drain()
+
+    assert waiting.retry_at is not None
+    assert waiting.attempts == 0
+    assert not ParkedMessage.objects.exists()
+    found = positions(destination)
+    assert found[-2:] == wanted[-2:]
+    assert destination.persists is False or found == wanted
+
+
+def test_a_replay_is_sent_or_refused_as_the_table_says(destination, caplog):
+    """After a reset the messages come again, or the destination refuses their ids, which are named."""
+    wanted = publish("a", "b", "c")
+    group = relay(destination)
+    Worker([group]).drain()
+    replay.reset(group, to_earliest=True)
+    Worker([group]).drain()
+
+    assert positions(destination) == wanted * (1 if destination.refuses_replays else 2)
+    assert ("already" in caplog.text) == destination.refuses_replays
+    assert not ParkedMessage.objects.exists()
