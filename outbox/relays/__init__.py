@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .file import File
     from .nats import Nats
     from .redis_streams import RedisStreams
+    from .webhook import Webhook
 
 __all__ = [
     "DROP",
@@ -41,12 +42,14 @@ __all__ = [
     "Relay",
     "Sink",
     "Target",
+    "Webhook",
 ]
 
 _SINKS = {
     "File": "file",
     "Nats": "nats",
     "RedisStreams": "redis_streams",
+    "Webhook": "webhook",
 }
 """Names of sinks, each with its module, which is imported when the name is used."""
 

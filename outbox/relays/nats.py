@@ -10,6 +10,7 @@ the stream's duplicate window.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ class Nats:
 
     def position(self, origin: Origin, to: str | None) -> int | None:
         """Return the position of the last message of this origin near the end of the stream."""
-        return self._run(self._position(origin))
+        found: int | None = self._run(self._position(origin))
+        return found
 
     def send(self, origin: Origin, records: Sequence[Record]) -> None:
         """Publish the records and wait until the stream has stored them."""
@@ -68,10 +70,8 @@ class Nats:
         """Give up the connection."""
         connection, self._connection, self._last_id = self._connection, None, None
         if connection is not None:
-            try:
+            with contextlib.suppress(Exception):
                 event_loop.run(connection.close(), self.timeout)
-            except Exception:  # noqa: S110
-                pass
 
     def _run(self, coroutine: Any) -> Any:
         try:
@@ -125,9 +125,7 @@ class Nats:
             if is_chained and last:
                 headers["Nats-Expected-Last-Msg-Id"] = last
             futures.append(
-                await js.publish_async(
-                    record.to, record.data, stream=self.stream, headers=headers
-                )
+                await js.publish_async(record.to, record.data, stream=self.stream, headers=headers)
             )
             last = record.id
         answers = await asyncio.gather(*futures, return_exceptions=True)

@@ -1,7 +1,7 @@
 """Redis and Valkey streams: entry ids are positions, so that no entry can be there twice.
 
-A script adds the records one by one and stops at the first that is not taken. An id that is not above
-the stream's last one is refused by the server: if the stream holds that entry, the record is there
+A script adds the records one by one and stops at the first that is not taken. The server refuses an
+id that is not above the stream's last one: if the stream holds that entry, the record is there
 already; so a second relay, and a replay, add nothing.
 """
 

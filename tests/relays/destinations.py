@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -39,8 +41,11 @@ class Destination:
 
     persists = True
     refuses_replays = False
+    most_doubled = 0
+    """Records that may come twice around a kill; 0 where the page says effectively once."""
     too_large: int | None = None
     needs: tuple[str, ...] = ()
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
     def __init__(self, folder):
         for module in self.needs:
@@ -53,7 +58,12 @@ class Destination:
         log = self.folder / "log"
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
-                self.command(), cwd=self.folder, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+                self.command(),
+                cwd=self.folder,
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
             )
         wait_for_port(self.port, self.process, log)
         self.prepare()
@@ -162,7 +172,9 @@ class Nats(Destination):
         client = await nats.connect(f"nats://127.0.0.1:{self.port}")
         while True:
             with contextlib.suppress(nats.errors.TimeoutError, nats.js.errors.APIError):
-                await client.jetstream().add_stream(name="log", subjects=["orders.*", "trouble.*", "flights.*"])
+                await client.jetstream().add_stream(
+                    name="log", subjects=["orders.*", "trouble.*", "flights.*"]
+                )
                 break
         await client.close()
 
@@ -188,4 +200,39 @@ class Nats(Destination):
         return found
 
 
-ALL = {"redis": Redis, "nats": Nats}
+class Webhook(Destination):
+    """A receiver in a process of the test: it keeps what it gets in a file, doubles included."""
+
+    needs = ("urllib3",)
+    most_doubled = 20
+    too_large = 70_000
+
+    def command(self):
+        return [
+            sys.executable,
+            "-m",
+            "tests.relays.receiver",
+            str(self.port),
+            str(self.folder / "got"),
+        ]
+
+    def start(self):
+        self.folder.joinpath("got").touch()
+        super().start()
+
+    def sink(self, port, channel=None):
+        return (
+            f"relays.Webhook('http://127.0.0.1:{port}/hook', secret='whsec_c2VjcmV0', "
+            "allow_private=True, timeout=5)"
+        )
+
+    def received(self, channel="orders"):
+        lines = [json.loads(line) for line in (self.folder / "got").read_text().splitlines()]
+        return [
+            Received(int(head["ce-sequence"]), head.get("ce-partitionkey"), body.encode())
+            for head, body in lines
+            if "ce-sequence" in head and head["ce-source"].endswith(channel)
+        ]
+
+
+ALL = {"redis": Redis, "nats": Nats, "webhook": Webhook}

@@ -1,0 +1,19 @@
+"""A relay of the flights in a process of its own: `python -m tests.relays.relay_worker SINK`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import django
+
+if __name__ == "__main__":
+    django.setup()
+
+    import outbox
+    from outbox import relays
+    from outbox.worker import Worker
+
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    sink = eval(sys.argv[1], {"relays": relays})
+    Worker([outbox.Relay("flown", channels=["flights"], to=sink, lease=1.0)]).run(until_idle=True)
