@@ -50,6 +50,8 @@ class Settings:
     archive: str = ""
     """The alias of a Django storage to which messages are written before retention removes them;
     empty: they are removed without a copy."""
+    archive_format: str = "ndjson"
+    """"ndjson": gzipped JSON lines; "parquet": needs the extra `archive`."""
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -97,6 +99,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value == "" or value in getattr(django_settings, "STORAGES", {}),
         "the alias of a storage in STORAGES",
     ),
+    "ARCHIVE_FORMAT": (lambda value: value in ("ndjson", "parquet"), '"ndjson" or "parquet"'),
     "OPERATOR": (lambda value: isinstance(value, str), "text"),
 }
 """What each key of `OUTBOX` may be: a predicate, and the same in words."""

@@ -27,7 +27,11 @@ class Migration(migrations.Migration):
                 ("messages", models.BigIntegerField(verbose_name="messages")),
                 ("first_position", models.BigIntegerField(verbose_name="first position")),
                 ("last_position", models.BigIntegerField(verbose_name="last position")),
-                ("checksum", models.TextField(verbose_name="SHA-256 of its lines")),
+                (
+                    "checksum",
+                    models.TextField(verbose_name="SHA-256 of its messages as JSON lines"),
+                ),
+                ("file_checksum", models.TextField(verbose_name="SHA-256 of the file")),
                 (
                     "archived_at",
                     models.DateTimeField(

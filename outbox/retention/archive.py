@@ -1,7 +1,7 @@
 """The archive: what retention removes, as files in a Django storage.
 
-One gzipped file of JSON lines per removal from a segment. It is read back and compared before
-anything is removed. `outbox_archived_segment` has a row per file, with its checksum.
+One file per removal from a segment: gzipped JSON lines, or Parquet. It is read back and compared
+before anything is removed. `outbox_archived_segment` has a row per file, with its checksum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 from django.core.files import File
@@ -22,10 +22,14 @@ from django.core.files.storage import Storage, storages
 from django.db import connections, transaction
 from django.utils import timezone
 
+from ..conf import settings
 from ..exceptions import ArchiveBroken
 from ..models import ArchivedSegment
 from ..sql import run_statement, with_zones
+from . import parquet
 
+SUFFIXES = {"ndjson": "ndjson.gz", "parquet": "parquet"}
+Facts = tuple[int, int, int, str]
 CHUNK = 2000
 """Messages read from the log at a time."""
 
@@ -59,7 +63,7 @@ class Digest:
         self.sha256.update(line)
 
     @property
-    def facts(self) -> tuple[int, int, int, str]:
+    def facts(self) -> Facts:
         """Return what two equal files have in common."""
         return self.messages, self.first, self.last, self.sha256.hexdigest()
 
@@ -89,18 +93,13 @@ def write(
     The row is not stored: that belongs into the transaction that removes the messages. Raises
     ArchiveBroken when the file does not hold what was written, and the storage's own errors.
     """
-    storage = storages[alias]
-    with tempfile.TemporaryFile() as file:
-        digest = _write_lines(rows, file)
-        if not digest.messages:
-            return None
-        file.seek(0)
-        wanted = _free_name(alias, lower, upper, using)
-        name = storage.save(wanted, File(file, name=wanted))
-    found = digest_of(storage, name)
-    if found.facts != digest.facts:
-        raise ArchiveBroken(name=name, reason="it does not hold what was written")
-    messages, first, last, checksum = digest.facts
+    lines: Iterator[bytes] = map(line_of, rows)
+    first_line = next(lines, None)
+    if first_line is None:
+        return None
+    name = _free_name(alias, lower, upper, settings().archive_format, using)
+    lines = itertools.chain([first_line], lines)
+    name, (messages, first, last, checksum), file_checksum = _save(lines, alias, name)
     return ArchivedSegment(
         name=name,
         storage=alias,
@@ -110,13 +109,16 @@ def write(
         first_position=first,
         last_position=last,
         checksum=checksum,
+        file_checksum=file_checksum,
     )
 
 
 def messages_of(record: ArchivedSegment) -> Iterator[ArchivedMessage]:
     """Give the messages of a file, in position order; raises ArchiveBroken at a change of it."""
-    digest = Digest()
-    for line, message in _lines(storages[record.storage], record.name):
+    storage, digest = storages[record.storage], Digest()
+    if _checksum_of(storage, record.name) != record.file_checksum:
+        raise ArchiveBroken(name=record.name, reason="its checksum is another one")
+    for line, message in _lines(storage, record.name):
         digest.add(line, message.position)
         yield message
     if digest.facts[0] != record.messages or digest.facts[3] != record.checksum:
@@ -158,22 +160,13 @@ def line_of(row: tuple[Any, ...]) -> bytes:
 
 def rewrite(record: ArchivedSegment, lines: Iterable[bytes], using: str) -> None:
     """Put other lines in the place of a file's, in a new file; the old one is deleted."""
-    storage = storages[record.storage]
-    digest = Digest()
-    with tempfile.TemporaryFile() as file:
-        with gzip.GzipFile(fileobj=file, mode="wb") as packed:
-            for line in lines:
-                digest.add(line, _decode(line).position)
-                packed.write(line)
-        file.seek(0)
-        wanted = _free_name(record.storage, record.lower, record.upper, using)
-        name = storage.save(wanted, File(file, name=wanted))
-    if digest_of(storage, name).facts != digest.facts:
-        raise ArchiveBroken(name=name, reason="it does not hold what was written")
+    format_name = "parquet" if _is_parquet(record.name) else "ndjson"
+    wanted = _free_name(record.storage, record.lower, record.upper, format_name, using)
+    name, facts, file_checksum = _save(lines, record.storage, wanted)
     with transaction.atomic(using=using):
         old = ArchivedSegment.objects.using(using).get(pk=record.pk)
-        record.name, record.checksum = name, digest.facts[3]
-        record.save(using=using, update_fields=["name", "checksum"])
+        record.name, record.checksum, record.file_checksum = name, facts[3], file_checksum
+        record.save(using=using, update_fields=["name", "checksum", "file_checksum"])
         old.pk, old.is_obsolete = None, True
         old.save(using=using, force_insert=True)
     delete_obsolete(using)
@@ -198,12 +191,12 @@ def delete_obsolete(using: str) -> None:
         record.delete(using=using)
 
 
-def _free_name(alias: str, lower: int, upper: int, using: str) -> str:
+def _free_name(alias: str, lower: int, upper: int, format_name: str, using: str) -> str:
     """Return a name that no row has; a file of that name is what a killed process left behind."""
     files = ArchivedSegment.objects.using(using).filter(storage=alias, lower=lower)
     taken = set(files.values_list("name", flat=True))
     for number in itertools.count(1):
-        name = f"outbox/{lower:020d}-{upper - 1:020d}-{number}.ndjson.gz"
+        name = f"outbox/{lower:020d}-{upper - 1:020d}-{number}.{SUFFIXES[format_name]}"
         if name not in taken:
             break
     if storages[alias].exists(name):
@@ -216,20 +209,56 @@ def is_protected(record: ArchivedSegment) -> bool:
     return record.restored_until is not None and record.restored_until > timezone.now()
 
 
-def _write_lines(rows: Iterable[tuple[Any, ...]], file: IO[bytes]) -> Digest:
-    digest = Digest()
-    with gzip.GzipFile(fileobj=file, mode="wb") as packed:
-        for row in rows:
-            line = line_of(row)
-            packed.write(line)
-            digest.add(line, row[0])
-    return digest
+def _save(lines: Iterable[bytes], alias: str, wanted: str) -> tuple[str, Facts, str]:
+    """Write lines to a file and read it back; return its name, its facts and its checksum."""
+    storage, digest = storages[alias], Digest()
+
+    def counted() -> Iterator[bytes]:
+        for line in lines:
+            digest.add(line, _decode(line).position)
+            yield line
+
+    with tempfile.TemporaryFile() as file:
+        if _is_parquet(wanted):
+            parquet.write(map(_columns, counted()), file)
+        else:
+            with gzip.GzipFile(fileobj=file, mode="wb") as packed:
+                packed.writelines(counted())
+        file.seek(0)
+        name = storage.save(wanted, File(file, name=wanted))
+    if digest_of(storage, name).facts != digest.facts:
+        raise ArchiveBroken(name=name, reason="it does not hold what was written")
+    return name, digest.facts, _checksum_of(storage, name)
+
+
+def _is_parquet(name: str) -> bool:
+    return name.endswith(".parquet")
+
+
+def _columns(line: bytes) -> tuple[Any, ...]:
+    message = _decode(line)
+    texts = bytes(message.payload).decode(), bytes(message.headers).decode()
+    return message.position, message.channel, message.key, message.type, *texts, message.created_at
+
+
+def _checksum_of(storage: Storage, name: str) -> str:
+    try:
+        with storage.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error
 
 
 def _lines(storage: Storage, name: str) -> Iterator[tuple[bytes, ArchivedMessage]]:
     try:
-        with storage.open(name) as file, gzip.GzipFile(fileobj=file) as packed:
-            for line in packed:
-                yield line, _decode(line)
+        with storage.open(name) as file:
+            if _is_parquet(name):
+                for row in parquet.read(file):
+                    line = line_of(row)
+                    yield line, _decode(line)
+            else:
+                with gzip.GzipFile(fileobj=file) as packed:
+                    for line in packed:
+                        yield line, _decode(line)
     except (OSError, EOFError, zlib.error, msgspec.MsgspecError, ValueError) as error:
         raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error

@@ -144,6 +144,17 @@ def promote_default(using: str, done: Done, give_up: float | None = None) -> Non
     done.promoted.append(segments.name_of(lower))
 
 
+def add_segments(ahead: int, using: str) -> list[Segment]:
+    """Add segments until `ahead` are empty and ahead of the head, and return the new ones.
+
+    What lies in the default segment gets its own first: attaching a table would scan it under a
+    lock that publishers wait for. Raises LogIsBusy.
+    """
+    with log_lock.alone(using, wait=True):
+        promote_default(using, Done())
+        return segments.create_ahead(ahead, using)
+
+
 def remove(removal: Removal, using: str, done: Done, give_up: float | None = None) -> None:
     """Archive what goes, if the project says so, then rewrite or drop the segment."""
     segment = removal.segment

@@ -340,3 +340,21 @@ def test_a_class_reads_messages_of_the_names_it_had():
         for name in ("Renamed", "OldName"):
             events._registry.pop(("renamed", name))
         events._stream_channels.discard("renamed")
+
+
+def test_a_raw_insert_into_a_stream_channel_is_refused():
+    """A message without a version would be in no stream; plain channels are as before."""
+    deposit()
+    insert = (
+        "INSERT INTO outbox_message (channel, key, type, payload) VALUES (%s, '17', 'Raw', '{}')"
+    )
+    with connection.cursor() as cursor:
+        for statement in (insert, insert.replace("VALUES", "VALUES ('plain', '1', 'Raw', '{}'), ")):
+            with pytest.raises(IntegrityError, match="channel of streams"):
+                cursor.execute(statement, ["accounts"])
+        cursor.execute(insert, ["plain"])
+
+    assert Message.objects.filter(type="Raw").count() == 1
+    with transaction.atomic():
+        outbox.publish_raw("accounts", "Raw", {}, key="17")
+    assert outbox.stream("accounts", "17").version == 2

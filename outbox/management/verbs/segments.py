@@ -35,7 +35,7 @@ class Segments(Verb):
         using = options["database"]
         done = None
         if options["ahead"] is not None:
-            new = segments.create_ahead(options["ahead"], using)
+            new = maintenance.add_segments(options["ahead"], using)
             printer.note(f"{len(new)} segments added.")
         if options["maintain"]:
             done = maintenance.maintain(using, ahead=options["ahead"] or maintenance.AHEAD)

@@ -115,6 +115,20 @@ BEGIN
             USING ERRCODE = 'check_violation',
                 HINT = 'Leave the column position out of the INSERT.';
     END IF;
+    IF EXISTS (
+            SELECT FROM outbox_stream AS s WHERE s.channel BETWEEN first_channel AND last_channel
+        )
+        AND EXISTS (
+            SELECT FROM appended AS a
+            WHERE NOT a.headers ? 'stream_version'
+              AND EXISTS (SELECT FROM outbox_stream AS s WHERE s.channel = a.channel)
+        )
+        AND current_setting('session_replication_role') <> 'replica'
+    THEN
+        RAISE EXCEPTION 'outbox_message: a message without a version in a channel of streams'
+            USING ERRCODE = 'check_violation',
+                HINT = 'Publish it with outbox.publish() or outbox_append_to_stream_v1().';
+    END IF;
     IF first_channel <> last_channel THEN
         PERFORM outbox_notify(place.signal, may_be_prepared)
         FROM (

@@ -1,6 +1,14 @@
 -- Retention: segments are made, rewritten and dropped as tables beside the log, then swapped in.
 -- Frozen from the first release on: a change is a new file.
 
+-- Copies of payloads and errors, which erasure could not remove from the statistics.
+ALTER TABLE outbox_parked_message
+    ALTER payload SET STATISTICS 0,
+    ALTER headers SET STATISTICS 0,
+    ALTER error SET STATISTICS 0,
+    ALTER traceback SET STATISTICS 0;
+ALTER TABLE outbox_cursor ALTER last_error SET STATISTICS 0;
+
 -- The name of the segment that begins at a position; null: the default segment.
 CREATE FUNCTION outbox_segment_name_v1(lower bigint) RETURNS text LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
