@@ -15,6 +15,7 @@ NAMES = (
     "parking",
     "snapshot",
     "scaling",
+    "monitoring",
     "pgpubsub",
 )
 

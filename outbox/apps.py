@@ -26,5 +26,25 @@ class OutboxConfig(AppConfig):
         connection_created.connect(headers.watch)
         pre_migrate.connect(installed.keep_log, sender=self)
         post_migrate.connect(installed.install_unmanaged, sender=self)
+        _attach_tracers()
         autodiscover_modules("events")
         autodiscover_modules("consumers")
+
+
+def _attach_tracers() -> None:
+    """Import and attach what the settings ask for; raises MissingExtra."""
+    from .conf import settings
+    from .exceptions import MissingExtra
+
+    try:
+        if settings().tracing in ("links", "parent"):
+            from .monitoring import tracing
+
+            tracing.attach(settings().tracing)
+        if settings().sentry is True:
+            from .monitoring import sentry
+
+            sentry.attach()
+    except ModuleNotFoundError as error:
+        extra = "sentry" if (error.name or "").startswith("sentry") else "otel"
+        raise MissingExtra(extra=extra, module=error.name or "") from error

@@ -41,6 +41,11 @@ class Settings:
     database connection to listen on, for when the worker's goes through a transaction pooler."""
     operator: str = ""
     """Who stands in the records of operators' actions; empty: the user and host of the process."""
+    tracing: str = ""
+    """Spans by OpenTelemetry. "links": one per batch, linked to those that published; "parent": one
+    per call of a handler, a child of the one that published; empty: none."""
+    sentry: bool = False
+    """Spans by Sentry: one per publish and one per call of a handler."""
 
     keep: str = "forever"
     """How long messages are kept in channels without a rule of their own: "forever", a duration
@@ -101,6 +106,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "ARCHIVE_FORMAT": (lambda value: value in ("ndjson", "parquet"), '"ndjson" or "parquet"'),
     "OPERATOR": (lambda value: isinstance(value, str), "text"),
+    "TRACING": (lambda value: value in ("", "links", "parent"), '"", "links" or "parent"'),
+    "SENTRY": (_is_bool, "True or False"),
 }
 """What each key of `OUTBOX` may be: a predicate, and the same in words."""
 

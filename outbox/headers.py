@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
 
-from . import database, events
+from . import database, events, observers
 from .encoding import encode
 from .exceptions import InvalidContext
 from .sql import run_statement
@@ -123,6 +123,8 @@ class ContextInjector:
         self.applied: str | None = ""
         """What the open transaction has, "" for nothing; None when a rollback left it unknown."""
         self.is_resolving = False
+        self.trace: dict[str, str] | None = None
+        """Headers of the trace of the open transaction; None before they are asked for."""
 
     def apply_if_open(self) -> None:
         """Apply the values at once inside a transaction, also one without a statement so far."""
@@ -167,7 +169,9 @@ class ContextInjector:
 
     def _resolved(self) -> str:
         blocks = self._open_blocks()
-        merged: dict[str, Any] = {}
+        if blocks and self.trace is None:
+            self.trace = {k: v for each in observers.trace_headers for k, v in each().items()}
+        merged: dict[str, Any] = dict(self.trace or {})
         self.is_resolving = True
         try:
             for block in blocks:
@@ -186,7 +190,7 @@ class ContextInjector:
 
     def _see_new_transaction(self) -> None:
         if self._status() == database.IDLE:
-            self.applied = ""
+            self.applied, self.trace = "", None
 
     def _status(self) -> int:
         raw = self.connection.connection

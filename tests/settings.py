@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -20,7 +21,7 @@ INSTALLED_APPS = [
     "tests.library",
     "tests.bank",
 ]
-OUTBOX: dict[str, Any] = {}
+OUTBOX: dict[str, Any] = json.loads(os.environ.get("OUTBOX_TEST_SETTINGS", "{}"))
 
 DATABASES = {"default": database_from_url(database_url())}
 if name := os.environ.get("OUTBOX_TEST_DB"):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from . import tallies
 from .http_server import HttpServer, Page, plain
 from .tallies import Tallies
 
@@ -78,18 +77,22 @@ def tallies_folder(is_wanted: bool) -> Iterator[Path | None]:
 
 
 class SupervisorMetrics:
-    """What the workers of a supervisor count, and how many of them died."""
+    """What the workers of a supervisor count, and it itself: how many of them died, and the failed
+    attempts that it records for them."""
 
     def __init__(self, folder: Path | None, deaths: Callable[[], int]) -> None:
         self.folder = folder
         self.deaths = deaths
+        self.own = Tallies()
+        if folder is not None:
+            self.own.attach()
 
     def __call__(self) -> Iterable[Metric]:
         """Return the metrics."""
         from prometheus_client.core import CounterMetricFamily
 
         if self.folder is not None:
-            yield from tallies.of_folder(self.folder).collect()
+            yield from self.own.plus_files(self.folder).collect()
         yield CounterMetricFamily(
             "outbox_worker_deaths",
             "Worker processes that ended in another way than they should.",

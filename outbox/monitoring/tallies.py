@@ -88,11 +88,15 @@ class Tallies:
     def add(self, file: Path) -> None:
         """Add the numbers of a file."""
         counters, histograms = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in counters:
-            self._count(*name, by=value)
-        for name, values in histograms:
-            present = self._histogram(tuple(name))
-            present[:] = [a + b for a, b in zip(present, values, strict=True)]
+        self._merge(counters, histograms)
+
+    def plus_files(self, folder: Path) -> Tallies:
+        """Return the sum of these numbers and of the files in a folder."""
+        total = Tallies()
+        total._merge(self.counters.copy().items(), self.histograms.copy().items())
+        for file in sorted(folder.glob("worker-*[0-9]")):
+            total.add(file)
+        return total
 
     def collect(self) -> Iterable[Metric]:
         """Return the numbers as metrics of prometheus_client; safe in another thread."""
@@ -108,6 +112,17 @@ class Tallies:
         for (name, *values), (total, *buckets) in self.histograms.copy().items():
             families[name].add_metric(values, _cumulated(buckets), total)
         return families.values()
+
+    def _merge(
+        self,
+        counters: Iterable[tuple[Sequence[str], float]],
+        histograms: Iterable[tuple[Sequence[str], Sequence[float]]],
+    ) -> None:
+        for name, value in counters:
+            self._count(*name, by=value)
+        for name, values in histograms:
+            present = self._histogram(tuple(name))
+            present[:] = [a + b for a, b in zip(present, values, strict=True)]
 
     def _count(self, *series: str, by: float = 1) -> None:
         self.counters[series] = self.counters.get(series, 0) + by
@@ -129,14 +144,6 @@ class Tallies:
 
     def _count_parked(self, sender: Any, **facts: Any) -> None:
         self._count("messages_parked", sender.name)
-
-
-def of_folder(folder: Path) -> Tallies:
-    """Return the sum of the files in a folder."""
-    total = Tallies()
-    for file in sorted(folder.glob("worker-*[0-9]")):
-        total.add(file)
-    return total
 
 
 def _cumulated(buckets: Sequence[float]) -> list[tuple[str, float]]:

@@ -14,7 +14,7 @@ import pytest
 from django.db import connection
 
 from outbox.models import Cursor
-from outbox.monitoring.tallies import BOUNDS, Tallies, of_folder
+from outbox.monitoring.tallies import BOUNDS, Tallies
 from tests.monitoring.test_exporter import samples
 from tests.shop.models import Effect, Fault
 from tests.support.harness import execute
@@ -177,7 +177,7 @@ def test_tallies_of_several_files_add_up(tmp_path):
         own = Tallies(tmp_path / f"worker-{number}")
         own.count_batch("billing", "orders", 3, seconds)
         own.write()
-    total = of_folder(tmp_path)
+    total = Tallies().plus_files(tmp_path)
     histogram = total.histograms[("batch_seconds", "billing")]
 
     assert total.counters == {("messages_handled", "billing", "orders"): 9}

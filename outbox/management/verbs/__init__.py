@@ -8,7 +8,7 @@ from .erasures import Erase, Restore
 from .events import Events
 from .forgetting import Forget
 from .grants import Grants
-from .monitoring import Exporter
+from .monitoring import Exporter, Monitoring
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
@@ -44,5 +44,6 @@ VERBS: list[type[Verb]] = [
     Rebuild,
     Events,
     Exporter,
+    Monitoring,
 ]
 """In the order of the help."""

@@ -7,6 +7,8 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +20,8 @@ from ...monitoring.http_server import HttpServer, parse_address
 from ...processes.exit_codes import ExitCode
 from .printer import Printer
 from .verb import Verb
+
+FILES = ("outbox.rules.yml", "outbox.dashboard.json")
 
 
 def address(text: str) -> tuple[str, int]:
@@ -97,3 +101,31 @@ class Exporter(Verb):
         for number, handler in handlers.items():
             signal.signal(number, handler)
         server.close()
+
+
+class Monitoring(Verb):
+    """write the alert rules for Prometheus and the dashboard for Grafana into a folder"""
+
+    name = "monitoring"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("what", choices=["export"], help="export: write the files")
+        parser.add_argument("folder", type=Path, metavar="DIR", help="made when it is missing")
+
+    def run(self, printer: Printer, options: dict[str, Any]) -> None:
+        """Write the files, over those of an earlier release; list what was written."""
+        folder: Path = options["folder"]
+        written = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                text = (resources.files("outbox.monitoring") / "files" / name).read_bytes()
+                (folder / name).write_bytes(text)
+                written.append(str(folder / name))
+        except OSError as error:
+            raise CommandError(f"{folder} cannot be written: {error.strerror}") from error
+        if options["json"]:
+            return printer.json(written)
+        for name in written:
+            printer.line(name)

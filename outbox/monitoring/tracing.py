@@ -1,0 +1,166 @@
+"""Traces by OpenTelemetry: a span for each publish, and spans for the handlers.
+
+    OUTBOX["TRACING"] = "links"    a span per part of a batch, linked to the spans that published
+    OUTBOX["TRACING"] = "parent"   a span per call of a handler, a child of the span that published
+
+The headers carry the context of the publishing span as the configured propagator writes it, by
+default `traceparent`. Needs the extra `otel`, which is the API alone: without an SDK in the project
+nothing is recorded. Names follow the semantic conventions of messaging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from .. import observers
+from ..events import Draft, Message
+from ..observers import Store
+
+SYSTEM = "django_pgoutbox"
+"""The value of `messaging.system`."""
+MOST_LINKS = 32
+"""Links of a span, to the newest distinct contexts of its messages."""
+_MARK = '"traceparent"'
+
+_tracer = trace.get_tracer("outbox")
+_outer: ContextVar[Context | None] = ContextVar("outer", default=None)
+"""While a message is published: the context around its span."""
+
+
+def attach(mode: str) -> None:
+    """Trace publishing and handling in this process; `mode`: "links" or "parent"."""
+    observers.around_publish.append(publish)
+    observers.trace_headers.append(lambda: headers(_outer.get()))
+    if mode == "parent":
+        observers.around_call.append(call)
+    else:
+        observers.around_handling.append(handle)
+
+
+def headers(context: Context | None = None) -> Mapping[str, str]:
+    """Return the headers that carry a context, by default the current one; empty without a span."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, context)
+    return carrier
+
+
+def publish(store: Store, drafts: Sequence[Draft]) -> list[int]:
+    """Store drafts within a span, with its context in their headers; their own headers win."""
+    channels = {draft.channel for draft in drafts}
+    channel = channels.pop() if len(channels) == 1 else ""
+    attributes = _attributes("send", "publish", channel)
+    if len(drafts) > 1:
+        attributes["messaging.batch.message_count"] = len(drafts)
+    outer = _outer.set(get_current())
+    with _tracer.start_as_current_span(
+        f"publish {channel}".strip(), kind=SpanKind.PRODUCER, attributes=attributes
+    ) as span:
+        if carried := headers():
+            drafts = [_with_headers(draft, carried) for draft in drafts]
+        try:
+            positions = store(drafts)
+        finally:
+            _outer.reset(outer)
+        if len(positions) == 1:
+            span.set_attribute("messaging.message.id", str(positions[0]))
+        return positions
+
+
+def handle(run: Callable[[], Any], group: str, messages: Sequence[Message]) -> Any:
+    """Run the handlers of a part of a batch within a span that links to the publishing ones."""
+    first = messages[0]
+    attributes = _attributes("process", "process", first.channel, group)
+    attributes["messaging.batch.message_count"] = len(messages)
+    with _tracer.start_as_current_span(
+        f"process {first.channel}",
+        kind=SpanKind.CONSUMER,
+        attributes=attributes,
+        links=_links(messages),
+    ) as span:
+        result = run()
+        if (cause := getattr(result, "cause", None)) is not None:
+            _record(span, cause)
+        return result
+
+
+def call(handler: Callable[..., Any], event: Any, message: Any) -> Any:
+    """Call a handler within a span that is a child of the one that published its message.
+
+    For a batch handler: a child of the first message's, with links to the others'.
+    """
+    messages: Sequence[Message] = message if isinstance(message, list) else [message]
+    first = messages[0]
+    attributes = _attributes("process", "process", first.channel, first.group)
+    attributes["messaging.message.id"] = str(first.position)
+    attributes["outbox.message.type"] = first.type
+    attributes["outbox.message.attempt"] = first.attempt
+    if isinstance(message, list):
+        attributes["messaging.batch.message_count"] = len(messages)
+    with _tracer.start_as_current_span(
+        f"process {first.channel}",
+        context=propagate.extract(_carried(first), Context()),
+        kind=SpanKind.CONSUMER,
+        attributes=attributes,
+        links=_links(messages[1:]),
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            return handler(event, message)
+        except BaseException as error:
+            _record(span, error)
+            raise
+
+
+def _attributes(kind: str, name: str, channel: str, group: str = "") -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "messaging.system": SYSTEM,
+        "messaging.operation.type": kind,
+        "messaging.operation.name": name,
+    }
+    if channel:
+        attributes["messaging.destination.name"] = channel
+    if group:
+        attributes["messaging.consumer.group.name"] = group
+    return attributes
+
+
+def _with_headers(draft: Draft, carried: Mapping[str, str]) -> Draft:
+    return msgspec.structs.replace(draft, headers={**carried, **(draft.headers or {})})
+
+
+def _carried(message: Message) -> dict[str, Any]:
+    if _MARK not in message.raw_headers:
+        return {}
+    return {name: value for name, value in message.headers.items() if isinstance(value, str)}
+
+
+def _links(messages: Sequence[Message]) -> list[Link]:
+    """Return links to the distinct contexts that published some messages, the newest ones."""
+    distinct: dict[str, None] = {}
+    for message in reversed(messages):
+        if _MARK in message.raw_headers:
+            distinct.setdefault(message.raw_headers)
+            if len(distinct) == MOST_LINKS:
+                break
+    contexts = {}
+    for message in messages:
+        if distinct and message.raw_headers in distinct:
+            del distinct[message.raw_headers]
+            span = trace.get_current_span(propagate.extract(_carried(message), Context()))
+            context = span.get_span_context()
+            contexts[context.trace_id, context.span_id] = context
+    return [Link(context) for context in contexts.values() if context.is_valid]
+
+
+def _record(span: trace.Span, error: BaseException) -> None:
+    span.record_exception(error)
+    span.set_attribute("error.type", type(error).__qualname__)
+    span.set_status(Status(StatusCode.ERROR, str(error)))
