@@ -58,11 +58,11 @@ class Batch:
     """When the time of the batch is up, by `time.monotonic()`."""
     deadline: float = 0.0
     """The same, later while a failing message is searched for."""
-
-    began_at: float = dataclasses.field(default_factory=time.monotonic)
+    began_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.session = connections[self.using].connection
+        self.began_at = time.monotonic()
         self.ends_at = self.deadline = self.began_at + settings().batch_seconds
 
     @property
