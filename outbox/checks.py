@@ -264,40 +264,23 @@ def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMess
     option = "" if alias == "default" else f" --database {alias}"
     found: list[checks.CheckMessage] = []
     if cache is None and must_exist:
-        found.append(
-            checks.Warning(
-                f"Database {alias!r} has no log yet.",
-                hint=f"manage.py migrate outbox{option}",
-                id="outbox.W013",
-            )
-        )
+        text, hint = f"Database {alias!r} has no log yet.", f"manage.py migrate outbox{option}"
+        found.append(checks.Warning(text, hint=hint, id="outbox.W013"))
     if version < OLDEST_POSTGRES:
-        found.append(
-            checks.Error(
-                f"Database {alias!r} runs PostgreSQL {version // 10000}; the outbox needs 14 or "
-                "newer.",
-                hint="Upgrade the server, or route the app 'outbox' to another database.",
-                id="outbox.E006",
-            )
+        text = (
+            f"Database {alias!r} runs PostgreSQL {version // 10000}; the outbox needs 14 or newer."
         )
+        hint = "Upgrade the server, or route the app 'outbox' to another database."
+        found.append(checks.Error(text, hint=hint, id="outbox.E006"))
     if cache is not None and cache != 1:
-        found.append(
-            checks.Error(
-                f"The sequence outbox_message_position_seq has CACHE {cache}: "
-                "readers would skip messages.",
-                hint="ALTER SEQUENCE outbox_message_position_seq CACHE 1;",
-                id="outbox.E007",
-            )
-        )
+        name = "outbox_message_position_seq"
+        text = f"The sequence {name} has CACHE {cache}: readers would skip messages."
+        hint = f"ALTER SEQUENCE {name} CACHE 1;"
+        found.append(checks.Error(text, hint=hint, id="outbox.E007"))
     if cache is not None and missing:
-        found.append(
-            checks.Error(
-                f"The log in database {alias!r} lacks its trigger(s), or they are disabled: "
-                f"{', '.join(missing)}.",
-                hint=f"manage.py pgtrigger install{option}",
-                id="outbox.E008",
-            )
-        )
+        text = f"The log in database {alias!r} lacks its trigger(s), or they are disabled: "
+        hint = f"manage.py pgtrigger install{option}"
+        found.append(checks.Error(f"{text}{', '.join(missing)}.", hint=hint, id="outbox.E008"))
     return found if cache is None else [*found, *_check_positions(alias)]
 
 

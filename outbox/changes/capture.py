@@ -1,8 +1,8 @@
 """Model changes as messages: triggers that append what a statement did to the log.
 
 Each captured operation is one statement-level trigger with transition tables, so a statement
-makes one insert into the log, whatever the number of its rows and whoever sent it. They are
-ordinary django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignore()` mutes them.
+makes one insert into the log, for any number of rows and any client. They are ordinary
+django-pgtrigger triggers: `makemigrations` sees them, `pgtrigger.ignore()` disables them.
 """
 
 from __future__ import annotations
@@ -51,16 +51,13 @@ def capture(
     always held. With either, an update that changes none of the held fields is left out.
     `condition`: a pgtrigger condition on `old__…` and `new__…`, for each row.
     `was`: labels that the model had in other apps, such as "blog.Author", whose messages
-    `outbox.Change` reads too; renames within the app are known from its migrations.
-
-    Raises InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
-    triggers are rendered (`makemigrations`). Raises NotInstalled without pgtrigger and outbox in
-    INSTALLED_APPS.
+    `outbox.Change` reads too; renames within the app are known from its migrations. Raises
+    InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
+    triggers are rendered (`makemigrations`). Raises NotInstalled without pgtrigger and outbox
+    in INSTALLED_APPS.
     """
     require_apps()
-    chosen = (on,) if isinstance(on, str) else tuple(on)
-    if not chosen or set(chosen) - set(OPERATIONS):
-        raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
+    chosen = _operations(on)
     if fields is not None and exclude is not None:
         raise InvalidCapture("capture() takes fields= or exclude=, not both.")
     events.valid_channel(channel)
@@ -122,24 +119,16 @@ class CaptureTrigger(pgtrigger.Trigger):
     def compile(self, model: Any) -> CaptureSql:  # type: ignore[override]
         """Return the trigger as migrations hold it, with the condition inside its function."""
         append, found = self._function(model)
+        identity = {"name": str(self.name), "captures": self.captures, "channel": self.channel}
+        pk = [field.column for field in model._meta.pk_fields]
         return CaptureSql(
-            name=str(self.name),
-            captures=self.captures,
-            channel=self.channel,
-            pgid=self.get_pgid(model),
-            append=append,
-            found=found,
-            pk=[field.column for field in model._meta.pk_fields],
+            **identity, pgid=self.get_pgid(model), append=append, found=found, pk=pk
         ).compile(model)
 
     def see(self, model: Any, using: str) -> tuple[Any, ...] | None:
         """Return whether the trigger fires, its hash, its source, and whether it finds the log."""
-        return one_row(
-            "see_capture_trigger",
-            using,
-            table=trigger_sql.quoted(model._meta.db_table),
-            name=self.get_pgid(model),
-        )
+        table = trigger_sql.quoted(model._meta.db_table)
+        return one_row("see_capture_trigger", using, table=table, name=self.get_pgid(model))
 
     def get_installation_status(
         self, model: Any, database: str | None = None
@@ -277,6 +266,13 @@ def captures_of(
             for trigger in getattr(each._meta, "triggers", ()):
                 if isinstance(trigger, CaptureTrigger):
                     yield each, trigger
+
+
+def _operations(on: Operation | Iterable[Operation]) -> tuple[Operation, ...]:
+    chosen = (on,) if isinstance(on, str) else tuple(on)
+    if not chosen or set(chosen) - set(OPERATIONS):
+        raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
+    return chosen
 
 
 def _names(names: Names | None) -> tuple[str, ...] | None:

@@ -27,6 +27,7 @@ LONG_HOLD = 60.0
 """Seconds after which a transaction that holds the horizon back is worth a warning."""
 MOST_IDLE_LOCKS = 32
 """Locks that a sleeping worker holds at most."""
+DIRECT_ALIAS = 'Set OUTBOX["LISTEN"] to an alias of a direct connection, or to False to poll.'
 ECHO_SECONDS = 2.0
 """How long to wait for a NOTIFY of one's own."""
 
@@ -169,11 +170,7 @@ def _pooler(using: str) -> Answer:
     detail = f"the session answers as process {seen}, the driver knows {expected}"
     if alias is None:
         return "ok", f"{detail}; LISTEN is off, workers poll", ""
-    fix = (
-        'Set OUTBOX["LISTEN"] to an alias that reaches the server directly, or to False to poll; '
-        "a pooler in session mode is harmless."
-    )
-    return "warn", detail, fix
+    return "warn", detail, f"{DIRECT_ALIAS[:-1]}; a pooler in session mode is harmless."
 
 
 def _listen(using: str) -> Answer:
@@ -187,8 +184,7 @@ def _listen(using: str) -> Answer:
         return "fail", f"alias {alias!r} leads to another database: workers only poll", fix
     if _notify_roundtrip(alias):
         return "ok", "a NOTIFY comes back", ""
-    fix = 'Set OUTBOX["LISTEN"] to an alias that reaches the server directly, or to False to poll.'
-    return "warn", f"no NOTIFY within {ECHO_SECONDS:.0f} s: workers only poll", fix
+    return "warn", f"no NOTIFY within {ECHO_SECONDS:.0f} s: workers only poll", DIRECT_ALIAS
 
 
 def _notify_roundtrip(alias: str) -> bool:

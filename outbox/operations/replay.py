@@ -66,10 +66,9 @@ def reset(
     `position`: just after it; 0 is before everything. `to_earliest`: before the first message
     that the log still has. `to_latest`: to the horizon. `shift_by`: by so many positions.
     `to_time`: before the first message published at that time or later; it must have a zone.
-    `by_duration`: the same, so long before now. `to_group`: where another group stands. `places`:
-    as `read_file` returns them. `channels`: only these. `execute=False`: change nothing.
-
-    Raises InvalidReset and UnknownGroup.
+    `by_duration`: the same, so long before now. `to_group`: where another group stands.
+    `places`: as `read_file` returns them. `channels`: only these. `execute=False`: change
+    nothing. Raises InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
@@ -89,8 +88,7 @@ def reset(
         moves = [_plan(row, target(row), targets, using) for row in rows]
         if execute:
             _execute(known_group(group, using), rows, moves, reason, using)
-        else:
-            transaction.set_rollback(True, using)
+        transaction.set_rollback(not execute, using)
     return moves
 
 

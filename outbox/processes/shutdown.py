@@ -8,15 +8,18 @@ A process that exits early closes its connection, and the server rolls the batch
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 from .. import database
+from ..consuming.in_flight import InFlight
+from ..worker import Worker
 from .exit_codes import ExitCode
 
 logger = logging.getLogger("outbox.worker")
@@ -110,3 +113,21 @@ class ShutdownWatcher(threading.Thread):
 
 def _wake(number: int, frame: FrameType | None) -> None:
     """The number arrives through the wakeup descriptor."""
+
+
+@contextlib.contextmanager
+def stop_on_signals(
+    worker: Worker, grace: float, parent: int | None, record: InFlight | None
+) -> Iterator[None]:
+    """Let signals and the parent's death stop a worker, where this thread can receive signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+    elif os.name == "posix":
+        before_exit = record.clear if record is not None else lambda: None
+        with ShutdownWatcher(worker.stop, grace=grace, parent=parent, before_exit=before_exit):
+            yield
+    else:
+        handlers = {number: signal.signal(number, lambda *_: worker.stop()) for number in SIGNALS}
+        yield
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -8,7 +8,6 @@ few numbers in memory (`in_flight`) and a pipe that closes when the supervisor d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -16,17 +15,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from django.db import DatabaseError, connections
 
-from .. import database
 from ..conf import log_alias
 from ..consuming import crashes, in_flight
 from ..consuming.in_flight import InFlight, State
 from .exit_codes import ExitCode
-from .shutdown import SIGNALS
+from .stop_signals import received_signals, wait_for_signals
 
 logger = logging.getLogger("outbox.supervisor")
 
@@ -142,9 +140,9 @@ class Supervisor:
     def run(self) -> int:
         """Run the workers until a stop signal, or until all have drained; return an exit code."""
         try:
-            with _signals() as inbox:
+            with received_signals() as inbox:
                 while self.children:
-                    for number in _wait(inbox):
+                    for number in wait_for_signals(inbox, TICK):
                         self._on_signal(number)
                     for child in list(self.children):
                         self._poll(child, time.monotonic())
@@ -294,37 +292,3 @@ def _reason(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[int | None]:
-    """Yield a descriptor that receives the numbers of signals, SIGCHLD included.
-
-    None outside the main thread, where no signal can be received.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield None
-        return
-    inbox, outbox = os.pipe()
-    os.set_blocking(outbox, False)
-    heard = (*SIGNALS, signal.SIGCHLD)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
-    wakeup = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)
-    try:
-        yield inbox
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        os.close(inbox)
-        os.close(outbox)
-
-
-def _wait(inbox: int | None) -> list[int]:
-    """Wait a tick, or until a signal arrives; return the stop signals that arrived."""
-    if inbox is None:
-        time.sleep(TICK)
-        return []
-    readable = database.wait_readable([inbox], TICK)
-    numbers = os.read(inbox, 64) if readable else b""
-    return [number for number in numbers if number in SIGNALS]

@@ -1,0 +1,1 @@
+"""The commands `consume` and `outbox`."""

@@ -5,33 +5,29 @@ Exit codes: see `processes.exit_codes`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, OperationalError, connections
+from django.db import OperationalError, connections
 from django.utils import autoreload
 
 from ... import groups, message_log
 from ...conf import log_alias
-from ...consuming import crashes, in_flight
-from ...consuming.in_flight import InFlight
+from ...consuming import in_flight
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
 from ...monitoring import health
 from ...operations import status
 from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Heartbeat
-from ...processes.shutdown import SIGNALS, ShutdownWatcher
+from ...processes.shutdown import stop_on_signals
+from ...processes.state_file import recover_state_file
 from ...processes.supervisor import Supervisor
 from ...worker import Worker
 from ..verbs.monitoring import address, serving
@@ -218,52 +214,6 @@ class Command(BaseCommand):
             batch_size=options["batch_size"],
             wakeups=wakeups,
         )
-
-
-@contextlib.contextmanager
-def stop_on_signals(
-    worker: Worker, grace: float, parent: int | None, record: InFlight | None
-) -> Iterator[None]:
-    """Let signals and the parent's death stop a worker, where this thread can receive signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-    elif os.name == "posix":
-        before_exit = record.clear if record is not None else lambda: None
-        with ShutdownWatcher(worker.stop, grace=grace, parent=parent, before_exit=before_exit):
-            yield
-    else:
-        handlers = {number: signal.signal(number, lambda *_: worker.stop()) for number in SIGNALS}
-        yield
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def recover_state_file(path: Path, using: str) -> InFlight:
-    """Record in a file which message is handled; charge the message that ended its last user."""
-    import fcntl
-
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise CommandError(
-            f"{path} is in use by another process: give each its own --state-file",
-            returncode=ExitCode.USAGE,
-        ) from error
-    record = in_flight.record_to(fd)
-    last = record.read()
-    if last.position:
-        reason = "the process ended without recording why"
-        try:
-            crashes.record_dead_process(
-                last.cursor, last.position, reason, pid=last.pid, using=using
-            )
-        except DatabaseError:
-            logger.exception(
-                "the failed attempt of the message at position %d could not be recorded",
-                last.position,
-            )
-    return record
 
 
 def log_start(worker: Worker) -> None:
