@@ -8,7 +8,7 @@ of a transaction that commits in between.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.db import IntegrityError, OperationalError, connections
@@ -34,8 +34,16 @@ class LogState(NamedTuple):
     """Which log it is: another text after TRUNCATE, and on another server."""
     last_position: int
     """The highest position allocated so far."""
-    horizon: int
-    """The highest position at or below which nothing can appear any more."""
+    horizons: Mapping[str, int]
+    """Of some channels: the highest position at or below which nothing can appear any more."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a publisher in flight holds back one of the channels."""
+        return min(self.horizons.values(), default=self.last_position) < self.last_position
+
+
+NOTHING_KNOWN = LogState("", 0, {})
 
 
 def append(draft: events.Draft, using: str) -> int:
@@ -154,14 +162,6 @@ def horizon(
     with connections[using].cursor() as cursor:
         run_statement(cursor, "read_horizon_of", parameters)
         return int(cursor.fetchone()[0])
-
-
-def read_state(using: str, channels: Iterable[str], *, count_own_floor: bool = True) -> LogState:
-    """Return the horizon, and what tells whether an earlier one still counts; as `horizon`."""
-    parameters = {"channels": array(channels), "without_own": not count_own_floor}
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "read_log_state", parameters)
-        return LogState(*cursor.fetchone())
 
 
 def last_position(using: str) -> int:

@@ -19,8 +19,8 @@ from .conf import log_alias, settings
 from .consuming import cursors, leased, outcomes, transactional
 from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
+from .consuming.claims import Claims
 from .consuming.generations import Generations
-from .consuming.idle_ranges import IdleRanges
 from .consuming.notifications import Wakeups
 from .exceptions import StaleClaim
 from .groups import ConsumerGroup
@@ -70,20 +70,15 @@ class Worker:
         self.using = using = log_alias(using)
         self.limits = BatchLimits(batch_size or settings().batch_size, settings().batch_bytes)
         self.wakeups = wakeups or Wakeups(self.groups, using)
-        self.count_own_floor = count_own_floor
         self.each_turn = each_turn or (lambda: None)
         self._maintenance = maintenance.InPassing(using)
         self.handled = 0
         """Messages moved past since this worker began."""
-        self.horizon = 0
-        self._horizon_is_used_up = True
+        self.claims = Claims(using, count_own_floor=count_own_floor)
         self._last_position: int | None = None
         """During a drain, the last position that it handles."""
         self._is_registered = False
         self._raw: Any = None
-        self._log: message_log.LogState | None = None
-        self._settled_at = 0
-        self._idle = IdleRanges()
         self._round_robin = list(self.groups)
         self._generations = Generations()
         self._stopping = False
@@ -106,12 +101,8 @@ class Worker:
         database.close_broken_connections(keep={self.using, self.wakeups.alias})
         if self._unfinished is not None:
             return self._finish(self._unfinished)
-        moved = None if self._horizon_is_used_up else self._deliver()
-        if moved is None:
-            self._read_horizon()
-            moved = self._deliver()
-        self._horizon_is_used_up = moved is None
-        return moved
+        self.claims.settle()
+        return self._deliver()
 
     def _deliver(self) -> int | None:
         """Claim a range and handle its next messages; None when nothing is pending."""
@@ -121,30 +112,29 @@ class Worker:
                 with transaction.atomic(using=self.using):
                     batch = self._claim()
                     if batch is None:
-                        return None
-                    delivery = DELIVERIES[batch.group.delivery]
-                    if batch.rows:
-                        delivery.begin(batch)
+                        pass
+                    elif batch.rows:
+                        DELIVERIES[batch.group.delivery].begin(batch)
                     else:  # a gap: its move is committed before anything that may fail
                         outcomes.write(batch.outcome(), self.using)
             except (Error, StaleClaim) as error:
                 if batch is not None:
+                    delivery = DELIVERIES[batch.group.delivery]
                     return self._count(batch, delivery.recover(batch, error))
                 if database.is_conflict(error):
                     return 0
                 raise
-            if batch.rows:
+            if batch is not None and batch.rows:
                 return self._finish(batch)
+            if batch is None and not self.claims.is_incomplete:
+                return None
+            if self.claims.log_was_emptied:
+                self._start_over()
 
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; without any when it has a gap before it."""
-        found = cursors.claim(
-            self._round_robin,
-            self.horizon,
-            self.using,
-            self.limits.messages,
-            self._idle,
-            self.limits.bytes,
+        found = self.claims.claim(
+            self._round_robin, self.limits.messages, self.limits.bytes, self._last_position
         )
         if found is None:
             return None
@@ -165,6 +155,10 @@ class Worker:
         self.handled += moved
         for after in observers.after_batch:
             after(batch.group.name, batch.claim.channel, moved, time.monotonic() - batch.began_at)
+        if moved == len(batch.rows) and batch.end_position == batch.claim.until:
+            self.claims.note_done(batch.claim)
+        else:
+            self.claims.drop_queue()
         return moved
 
     @property
@@ -191,7 +185,7 @@ class Worker:
                 pass
         finally:
             self._last_position = None
-            self._horizon_is_used_up = True
+            self.claims.drop_queue()
         return self.handled - before
 
     def run(
@@ -220,7 +214,7 @@ class Worker:
                 if moved is None and until_idle:
                     break
                 if moved is None:
-                    self.wakeups.wait(self.horizon, self._idle)
+                    self.wakeups.wait(self.claims.state, self.claims.idle)
                     self._is_registered &= not self.wakeups.misses_cursors
                 else:
                     self.limits.note_success()
@@ -289,33 +283,15 @@ class Worker:
             groups = groups.encode()[: room - 3].decode(errors="ignore") + "..."
         return groups + who
 
-    def _read_horizon(self) -> None:
-        state = message_log.read_state(
-            self.using, self.wakeups.channels, count_own_floor=self.count_own_floor
-        )
-        if (known := self._log) and (
-            state.log != known.log or state.last_position < known.last_position
-        ):
-            self._forget_positions()
-            cursors.register(self.groups, self.using, log_was_emptied=True)
-            positions.refuse_faults(self.using)
-        self._log = state
-        self.horizon = state.horizon
-        if self._last_position is not None:
-            self.horizon = min(self.horizon, self._last_position)
-        self._idle.look(self.horizon, self.using, state.log)
-        if self._idle and self.horizon - self._settled_at > cursors.IDLE_GAP:
-            cursors.settle(self._idle, self.using)
-            self._settled_at = self.horizon
+    def _start_over(self) -> None:
+        """Begin again in a log that was emptied, or restored, with the cursors."""
+        self.claims.forget()
+        cursors.register(self.groups, self.using, log_was_emptied=True)
+        positions.refuse_faults(self.using)
 
     def _forget_session(self) -> None:
-        """Forget what was learnt from a session: a crash may take the sequence back."""
-        self._raw = self._log = None
+        """Forget what was learnt from a session."""
+        self._raw = None
         self._is_registered = False
-        self._forget_positions()
+        self.claims.forget()
         self.wakeups.close()
-
-    def _forget_positions(self) -> None:
-        self._horizon_is_used_up = True
-        self.horizon = self._settled_at = 0
-        self._idle = IdleRanges()

@@ -8,6 +8,7 @@ from django.test import override_settings
 
 import outbox
 from outbox.consuming import cursors
+from outbox.consuming.claims import Claims
 from outbox.operations import scaling
 from outbox.worker import Worker
 
@@ -107,10 +108,10 @@ def test_a_claim_says_where_its_batch_ends(group):
     cursors.register([group], "default")
     positions = publish(*("x" * 30_000 for _ in range(5)))
     with transaction.atomic():
-        claim, rows = cursors.claim([group], positions[-1], "default", 500)
+        claim, rows = Claims("default").claim([group], 500)
         ended = claim.until, [row[0] for row in rows]
     with transaction.atomic():
-        claim, rows = cursors.claim([group], positions[-1], "default", 500, most_bytes=10**9)
+        claim, rows = Claims("default").claim([group], 500, most_bytes=10**9)
 
     assert ended == (positions[2], positions[:3])
     assert (claim.until, len(rows)) == (positions[-1], 5)

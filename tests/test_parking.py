@@ -11,6 +11,7 @@ from django.db import connection, transaction
 
 import outbox
 from outbox.consuming import crashes, cursors, parked_messages
+from outbox.consuming.claims import Claims
 from outbox.exceptions import NotParked, OutboxError
 from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import redrives
@@ -388,7 +389,7 @@ def test_a_crash_under_a_lease_needs_its_holder(script):
     worker = Worker([billing.group])
     worker.register()
     with transaction.atomic():
-        claim, _ = cursors.claim([billing.group], position, "default", 1)
+        claim, _ = Claims("default").claim([billing.group], 1, end_position=position)
         cursors.lease(claim, 3600, "default")
     of_another = crashes.record_dead_process(claim.id, position, "killed by SIGKILL", pid=1)
     of_the_holder = crashes.record_dead_process(

@@ -16,6 +16,7 @@ from django.db.models import F
 
 from outbox import groups
 from outbox.consuming import cursors, outcomes
+from outbox.consuming.claims import Claims
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor
 from outbox.operations import redrives, replay, status
@@ -387,7 +388,7 @@ def test_idle_ranges_are_looked_at_once(keys):
     one = worker("billing", batch_size=10)
     one.run_once()
     one.run_once()
-    known = len(one._idle)
+    known = len(one.claims.idle)
     [late] = publish_orders([other])
     exhaust(one)
 
@@ -404,7 +405,7 @@ def test_an_idle_range_that_was_reset_is_looked_at_again(keys):
     publish_orders([hot] * 30)
     one.run_once()
     one.run_once()
-    known = len(one._idle)
+    known = len(one.claims.idle)
     replay.reset(groups.get("billing"), position=0)
     exhaust(one)
 
@@ -428,7 +429,7 @@ def test_no_search_for_pending_messages_is_long(keys):
     ends = []
     while searching.get().position < last:
         with transaction.atomic():
-            claim, _ = cursors.claim([groups.get("billing")], last, "default", 1)
+            claim, _ = Claims("default").claim([groups.get("billing")], 1, end_position=last)
             outcomes.write(outcomes.Outcome(claim, claim.until), "default")
         ends.append(claim.until)
     searching.update(position=0, generation=F("generation") + 1)

@@ -11,6 +11,7 @@ from django.db import connection, connections, transaction
 
 import outbox
 from outbox.consuming import cursors, outcomes
+from outbox.consuming.claims import Claims
 from outbox.consuming.outcomes import Outcome
 from outbox.exceptions import StaleClaim
 from outbox.operations import replay
@@ -55,7 +56,7 @@ COMMITS = {
 
 def claimed(group, horizon):
     with transaction.atomic():
-        claim, _ = cursors.claim([group], horizon, "default", 10)
+        claim, _ = Claims("default").claim([group], 10, end_position=horizon)
     return claim
 
 

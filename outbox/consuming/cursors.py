@@ -18,7 +18,6 @@ import msgspec
 from django.db import connections, transaction
 
 from .. import events, message_log
-from ..conf import settings
 from ..exceptions import StaleClaim
 from ..groups import ConsumerGroup
 from ..sql import array, one_row, run_statement
@@ -95,7 +94,7 @@ class Claim:
 
 
 _state = operator.attrgetter("generation", "lease_token", "position", "attempts", "parked")
-_decode_claim = msgspec.json.Decoder(Claim).decode
+decode_claim = msgspec.json.Decoder(Claim).decode
 
 
 def register(groups: Iterable[ConsumerGroup], using: str, *, log_was_emptied: bool = False) -> None:
@@ -136,46 +135,6 @@ def slot_ranges(count: int) -> list[tuple[int, int]]:
     return [(edges[index], edges[index + 1] - 1) for index in range(count)]
 
 
-def claim(
-    groups: Sequence[ConsumerGroup],
-    horizon: int,
-    using: str,
-    most: int,
-    idle: IdleRanges | None = None,
-    most_bytes: int | None = None,
-) -> tuple[Claim, list[message_log.Row]] | None:
-    """Lock a cursor that has something to do up to `horizon`; return it and its next messages.
-
-    The first of `groups` that has one, and in it the least recently served. Skips cursors that
-    others hold, and those that are paused, leased or backing off. Leaves out the `idle` ones
-    and adds to them what it finds. Must run inside a transaction, which keeps the lock.
-
-    `most`: messages to read at most; none when the claim only moves over a gap. `most_bytes`: of
-    JSON in them, unless the first one alone is larger; the setting `BATCH_BYTES` when left out.
-    The claim's `until` is where the batch ends. Returns None when no cursor has anything to do.
-    """
-    idle = IdleRanges() if idle is None else idle
-    pairs = [(group.name, channel) for group in groups for channel in group.channels]
-    parameters: dict[str, Any] = {
-        "groups": array(name for name, _ in pairs),
-        "channels": array(channel for _, channel in pairs),
-        "horizon": horizon,
-        "most": most,
-        "most_bytes": settings().batch_bytes if most_bytes is None else most_bytes,
-        **idle.parameters(),
-    }
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "claim_batch", parameters)
-        rows = cursor.fetchall()
-    for index, (*_, image, is_idle) in enumerate(rows):
-        found = _decode_claim(image)
-        if not is_idle:
-            return found, [row[:6] for row in rows[index:] if row[0] is not None]
-        if idle.horizon == horizon:
-            idle.add(found.id, found.generation, found.channel, found.slots)
-    return None
-
-
 def lock(cursor_id: int, using: str, wait: float | None = None) -> tuple[Claim, str | None] | None:
     """Lock a cursor row until commit; return it and the holder of its lease, None if it is gone.
 
@@ -194,7 +153,7 @@ def lock(cursor_id: int, using: str, wait: float | None = None) -> tuple[Claim, 
 
 
 def _locked(transaction: str, image: str) -> Claim:
-    return dataclasses.replace(_decode_claim(image), transaction=transaction)
+    return dataclasses.replace(decode_claim(image), transaction=transaction)
 
 
 def lock_unchanged(claim: Claim, using: str, wait: float | None = None) -> Claim | None:
@@ -258,35 +217,38 @@ def renew(claim: Claim, seconds: float | None, using: str) -> None:
 
 
 def settle(idle: IdleRanges, using: str) -> int:
-    """Move ranges that are known to be idle to their horizon, and return how many moved.
+    """Move ranges that are known to be idle to their horizons, and return how many moved.
 
     Only those that lag by more than `IDLE_GAP` positions: it keeps the search for pending
     messages short without a write per message.
     """
-    parameters: dict[str, Any] = {"horizon": idle.horizon, "idle_gap": IDLE_GAP}
-    parameters |= idle.parameters()
+    parameters: dict[str, Any] = {"log": idle.log, "idle_gap": IDLE_GAP, **idle.parameters()}
     with connections[using].cursor() as cursor:
         run_statement(cursor, "settle_cursors", parameters)
         return int(cursor.rowcount)
 
 
 def next_look(
-    groups: Sequence[ConsumerGroup], horizon: int, idle: IdleRanges | None, using: str
+    groups: Sequence[ConsumerGroup], state: message_log.LogState, idle: IdleRanges, using: str
 ) -> tuple[float | None, bool, bool]:
-    """Return when to look again, after nothing could be claimed up to `horizon`.
+    """Return when to look again, after nothing could be claimed up to the horizons of `state`.
 
     The seconds until the earliest retry, resume or lease end, None when none is due; whether
     another session holds a range that is none of the `idle` ones, and so may have messages; and
     whether cursors of the groups are missing, as after a DELETE by hand.
     """
-    pairs = [(group.name, channel) for group in groups for channel in group.channels]
-    parameters: dict[str, Any] = {
-        "groups": array(name for name, _ in pairs),
-        "channels": array(channel for _, channel in pairs),
-        "horizon": horizon,
-        **(IdleRanges() if idle is None else idle).parameters(),
-    }
+    parameters: dict[str, Any] = {**pairs(groups, state), **idle.parameters()}
     with connections[using].cursor() as cursor:
         run_statement(cursor, "next_look", parameters)
         seconds, is_locked, is_missing = cursor.fetchone()
     return None if seconds is None else max(0.0, float(seconds)), is_locked, is_missing
+
+
+def pairs(groups: Sequence[ConsumerGroup], state: message_log.LogState) -> dict[str, Any]:
+    """Return for the statements each group with each of its channels and that one's horizon."""
+    known = [(group.name, channel) for group in groups for channel in group.channels]
+    return {
+        "groups": array(name for name, _ in known),
+        "channels": array(channel for _, channel in known),
+        "horizons": array(state.horizons.get(channel, 0) for _, channel in known),
+    }

@@ -1,4 +1,4 @@
-"""What one worker knows to be idle: the ranges that have nothing up to a horizon.
+"""What one worker knows to be idle: the ranges that have nothing up to the horizon of their channel.
 
 Nothing can appear at or below a horizon, so what was found idle stays idle up to there, until
 the range is moved back or reshaped, which changes its generation. Only the messages above are
@@ -7,71 +7,68 @@ looked at again, once for all ranges of a channel.
 
 from __future__ import annotations
 
-import bisect
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from django.db import connections
+from ..sql import array
 
-from ..sql import array, run_statement
 
-LONGEST_LOOK = 100_000
-"""Positions; past more than that everything is forgotten and found out again range by range."""
+class IdleRange(NamedTuple):
+    """A slot range without a message up to the horizon of its channel."""
+
+    id: int
+    """Of its cursor."""
+    generation: int
+    channel: str
+    slot_from: int
+    slot_to: int
 
 
 class IdleRanges:
-    """Ranges without a message up to `horizon` of `log`, by the ids of their cursors.
+    """Ranges without a message up to the horizons of `log`, by the ids of their cursors.
 
-    `log`: which log that is; "" before the first `look`. One session's knowledge: a server that
+    `log`: which log that is; "" before the first `move`. One session's knowledge: a server that
     crashed may hand out the same positions again.
     """
 
     def __init__(self) -> None:
-        self.horizon = 0
+        self.horizons: dict[str, int] = {}
         self.log = ""
-        self._ranges: dict[int, tuple[int, str, int, int]] = {}
+        self._ranges: dict[int, IdleRange] = {}
 
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def add(self, cursor_id: int, generation: int, channel: str, slots: tuple[int, int]) -> None:
-        """Note a range that has nothing up to the horizon of the last `look`."""
-        self._ranges[cursor_id] = (generation, channel, *slots)
+    def add(self, idle: IdleRange, horizon: int) -> None:
+        """Note a range that has nothing up to `horizon`, if that is still the channel's."""
+        if self.horizons.get(idle.channel) == horizon:
+            self._ranges[idle.id] = idle
 
-    def parameters(self) -> dict[str, str]:
-        """Return ids and generations for the statements."""
-        generations = (generation for generation, *_ in self._ranges.values())
+    def discard(self, cursor_id: int) -> None:
+        """Forget a range."""
+        self._ranges.pop(cursor_id, None)
+
+    def parameters(self, channels: Sequence[str] = ()) -> dict[str, Any]:
+        """Return what is known for the statements; `channels`: those that give them numbers."""
+        ranges = self._ranges.values()
+        numbers = {channel: number for number, channel in enumerate(channels, 1)}
         return {
             "idle_ids": array(self._ranges),
-            "idle_generations": array(generations),
-            "log": self.log,
+            "idle_generations": array(each.generation for each in ranges),
+            "idle_numbers": array(numbers.get(each.channel, 0) for each in ranges),
+            "idle_first": array(each.slot_from for each in ranges),
+            "idle_last": array(each.slot_to for each in ranges),
+            "idle_horizons": array(self.horizons[each.channel] for each in ranges),
         }
 
-    def look(self, horizon: int, using: str, log: str = "") -> None:
-        """Move on to a new horizon; forget the ranges that have a message up to it."""
+    def move(self, horizons: Mapping[str, int], woken: Iterable[int], log: str) -> None:
+        """Move on to new horizons; forget the ranges that have a message up to them."""
         self.log = log
-        if horizon <= self.horizon:
-            return
-        if horizon - self.horizon > LONGEST_LOOK:
-            self._ranges.clear()
-        elif self._ranges:
-            self._forget(self._read_slots(horizon, using))
-        self.horizon = horizon
+        for cursor_id in woken:
+            self.discard(cursor_id)
+        for channel, horizon in horizons.items():
+            self.horizons[channel] = max(horizon, self.horizons.get(channel, 0))
 
-    def _read_slots(self, horizon: int, using: str) -> dict[str, list[int]]:
-        channels = sorted({channel for _, channel, _, _ in self._ranges.values()})
-        parameters: dict[str, Any] = {"channels": channels, "after": self.horizon, "until": horizon}
-        with connections[using].cursor() as cursor:
-            run_statement(cursor, "read_slots", parameters)
-            return {channel: sorted(slots) for channel, slots in cursor.fetchall()}
-
-    def _forget(self, seen: dict[str, list[int]]) -> None:
-        self._ranges = {
-            cursor_id: known
-            for cursor_id, known in self._ranges.items()
-            if not _has_any(seen[known[1]], known[2], known[3])
-        }
-
-
-def _has_any(slots: list[int], first: int, last: int) -> bool:
-    index = bisect.bisect_left(slots, first)
-    return index < len(slots) and slots[index] <= last
+    def clear(self) -> None:
+        """Forget all ranges."""
+        self._ranges.clear()

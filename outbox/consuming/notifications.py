@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 from django.db import connections
 
-from .. import database, message_log, outages
+from .. import database, outages
 from ..conf import settings
 from ..groups import ConsumerGroup
+from ..message_log import LogState
 from ..sql import run_statement, scalar_reader
 from . import cursors
 from .idle_ranges import IdleRanges
@@ -84,8 +85,8 @@ class Wakeups:
         self._idle_since: float | None = None
         self._short_waits = 0
 
-    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
-        """Wait once, after the caller found nothing up to `horizon`; the caller then claims again.
+    def wait(self, state: LogState, idle: IdleRanges) -> None:
+        """Wait once, after the caller found nothing up to the horizons; it then claims again.
 
         `idle`: the ranges that have nothing up to there; another range with messages is held by
         another session.
@@ -95,17 +96,17 @@ class Wakeups:
         if self._idle_since is None:
             self._idle_since = now
         if now - self._idle_since < self.linger:
-            self._await_position_above(horizon, self._idle_since + self.linger)
+            self._linger(state, self._idle_since + self.linger)
         elif not self._can_listen:
-            self._poll(horizon, idle)
-        elif message_log.last_position(self.using) > horizon:
+            self._poll(state, idle)
+        elif state.is_held:
             # Awake until the horizon moves: an idle lock would cost each publisher a NOTIFY.
             self._drop_locks()
             self._wait_for_publisher()
         elif not self._is_idle:
             self._become_idle()
         else:
-            self._sleep(self._until_due(horizon, idle))
+            self._sleep(self._until_due(state, idle))
             self._short_waits = 0
 
     def reset(self) -> None:
@@ -139,11 +140,11 @@ class Wakeups:
         self._can_listen = bool(self.listen)
         self._is_idle = False
 
-    def _await_position_above(self, horizon: int, end: float) -> None:
+    def _linger(self, state: LogState, end: float) -> None:
         last_position = scalar_reader("read_last_position", self.using)
         while time.monotonic() < end:
             self._sleep(LINGER_STEP)
-            if last_position() > horizon:
+            if state.is_held or last_position() > state.last_position:
                 return
 
     def _become_idle(self) -> None:
@@ -187,15 +188,15 @@ class Wakeups:
         self._sleep(min(LONGEST_SHORT_WAIT, SHORT_WAIT * 2**self._short_waits))
         self._short_waits = min(self._short_waits + 1, 16)
 
-    def _poll(self, horizon: int, idle: IdleRanges | None) -> None:
-        if message_log.last_position(self.using) > horizon:
+    def _poll(self, state: LogState, idle: IdleRanges) -> None:
+        if state.is_held:
             return self._wait_for_publisher()
-        self._sleep(min(self._until_due(horizon, idle), FIRST_POLL * 2**self._short_waits))
+        self._sleep(min(self._until_due(state, idle), FIRST_POLL * 2**self._short_waits))
         self._short_waits = min(self._short_waits + 1, 16)
 
-    def _until_due(self, horizon: int, idle: IdleRanges | None) -> float:
+    def _until_due(self, state: LogState, idle: IdleRanges) -> float:
         due, is_locked, self.misses_cursors = cursors.next_look(
-            self.groups, horizon, idle, self.using
+            self.groups, state, idle, self.using
         )
         if self.misses_cursors:
             names = ", ".join(group.name for group in self.groups)

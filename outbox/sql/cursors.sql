@@ -28,14 +28,14 @@ WHERE NOT EXISTS (
 SELECT DISTINCT channel FROM outbox_cursor WHERE "group" = %(group)s ORDER BY channel
 
 -- name: claim_batch
--- Locks one cursor row until commit and skips locked ones; the search for its messages walks
--- outbox_message_by_channel. Idle ranges come first, then the claim with its first message.
--- A horizon of a log that was emptied meanwhile counts as 0.
+-- Reads the horizons, then locks one cursor row until commit and skips locked ones; the search for
+-- its messages walks outbox_message_by_channel.
 SELECT *
-FROM outbox_claim(
-    %(groups)s, %(channels)s,
-    CASE WHEN %(log)s IN ('', outbox_log_identity_v1()) THEN %(horizon)s ELSE 0 END,
-    %(idle_ids)s, %(idle_generations)s, %(most)s, %(most_bytes)s
+FROM outbox_claim_v1(
+    %(groups)s, %(channels)s, %(horizons)s, %(log)s, %(last_position)s, %(end_position)s,
+    CASE WHEN %(without_own)s THEN pg_backend_pid() END, %(reads_log)s, %(is_scan)s,
+    %(queue_ids)s, %(queue_numbers)s, %(idle_ids)s, %(idle_generations)s, %(idle_numbers)s,
+    %(idle_first)s, %(idle_last)s, %(most)s, %(most_bytes)s
 )
 
 -- name: advance_cursor
@@ -49,24 +49,19 @@ SELECT outbox_advance_v1(
 -- name: settle_cursors
 -- Locks the cursors it moves, which are known to be idle, and skips locked ones. Moves none when the
 -- log was emptied since that was learnt.
-UPDATE outbox_cursor
-SET position = %(horizon)s, max_position = GREATEST(max_position, %(horizon)s)
-WHERE id IN (
-    SELECT c.id
-    FROM outbox_cursor AS c
-    WHERE (c.id, c.generation) IN (
-        SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
-    )
-      AND c.position < %(horizon)s::bigint - %(idle_gap)s
+UPDATE outbox_cursor AS moved
+SET position = known.horizon, max_position = GREATEST(moved.max_position, known.horizon)
+FROM (
+    SELECT c.id, idle.horizon
+    FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[], %(idle_horizons)s::bigint[])
+        AS idle (id, generation, horizon)
+    JOIN outbox_cursor AS c ON c.id = idle.id AND c.generation = idle.generation
+    WHERE c.position < idle.horizon - %(idle_gap)s
       AND outbox_log_identity_v1() = %(log)s
-      AND outbox_batch_limit(c, %(horizon)s) = %(horizon)s
-    FOR UPDATE SKIP LOCKED
-)
-
--- name: read_slots
--- Walks outbox_message_by_channel once per channel; takes no lock.
-SELECT channel, outbox_slots(channel, %(after)s, %(until)s)
-FROM unnest(%(channels)s::text[]) AS of_group (channel)
+      AND outbox_batch_limit(c, idle.horizon) = idle.horizon
+    FOR UPDATE OF c SKIP LOCKED
+) AS known
+WHERE moved.id = known.id
 
 -- name: next_look
 -- Reads the few cursor rows of the groups: the seconds until the next retry, resume or lease end,
@@ -75,13 +70,14 @@ FROM unnest(%(channels)s::text[]) AS of_group (channel)
 SELECT
     extract(epoch FROM min(due.at) - clock_timestamp()),
     COALESCE(bool_or(
-        outbox_batch_limit(c, %(horizon)s) > c.position
+        outbox_batch_limit(c, mine.horizon) > c.position
         AND (c.id, c.generation) NOT IN (
             SELECT * FROM unnest(%(idle_ids)s::bigint[], %(idle_generations)s::integer[])
         )
     ), false),
     COALESCE(sum(c.slot_to - c.slot_from + 1), 0) < 32768 * cardinality(%(groups)s::text[])
-FROM unnest(%(groups)s::text[], %(channels)s::text[]) AS mine ("group", channel)
+FROM unnest(%(groups)s::text[], %(channels)s::text[], %(horizons)s::bigint[])
+    AS mine ("group", channel, horizon)
 CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
 CROSS JOIN LATERAL (
     SELECT min(each.at) AS at

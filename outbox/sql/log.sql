@@ -33,19 +33,6 @@ FROM outbox_horizons_v1(
     %(channels)s::text[], CASE WHEN %(without_own)s THEN pg_backend_pid() END
 )
 
--- name: read_log_state
--- Reads the sequence and the lock table; takes no lock. Never together with the rows. The identity
--- comes first: a log that is emptied in between shows as another one at the next look.
-SELECT
-    known.log,
-    last_position,
-    LEAST(last_position, (SELECT min(horizon) FROM unnest(horizons) AS of_one (horizon)))
-FROM (SELECT outbox_log_identity_v1() AS log OFFSET 0) AS known
-CROSS JOIN LATERAL outbox_horizons_v1(
-    CASE WHEN known.log <> '' THEN %(channels)s::text[] END,
-    CASE WHEN %(without_own)s THEN pg_backend_pid() END
-)
-
 -- name: read_messages
 -- Walks outbox_message_by_channel, filtering slots inside the index; takes no lock.
 SELECT position, key, type, payload::text, headers::text, created_at::text

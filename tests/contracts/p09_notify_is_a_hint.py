@@ -18,6 +18,7 @@ from django.db import connection, connections, transaction
 import outbox
 from outbox.consuming.idle_ranges import IdleRanges
 from outbox.consuming.notifications import Wakeups
+from outbox.message_log import LogState
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.support.harness import execute, insert, value
@@ -153,17 +154,17 @@ def sleeper():
 class WithoutSecondLook(Wakeups):
     """Breaks the protocol: sleeps as soon as it has the idle locks."""
 
-    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
+    def wait(self, state: LogState, idle: IdleRanges) -> None:
         self._become_idle()
-        self._sleep(self._until_due(horizon, idle))
+        self._sleep(self._until_due(state, idle))
 
 
 class WithoutFlightWait(Wakeups):
     """Breaks the protocol: looks once more, and then sleeps beside an open publisher."""
 
-    def wait(self, horizon: int, idle: IdleRanges | None = None) -> None:
+    def wait(self, state: LogState, idle: IdleRanges) -> None:
         if self._is_idle:
-            self._sleep(self._until_due(horizon, idle))
+            self._sleep(self._until_due(state, idle))
         else:
             self._become_idle()
 
@@ -182,7 +183,7 @@ def has_slept(kind: type[Wakeups], before: Callable[[], object], between: Callab
     worker.run_once()
     between()
     for _ in range(10):
-        wakeups.wait(worker.horizon, worker._idle)
+        wakeups.wait(worker.claims.state, worker.claims.idle)
         if worker.run_once() is not None:
             break
     wakeups.unlisten()
@@ -428,7 +429,7 @@ def test_a_worker_that_ends_leaves_no_trace_in_its_session():
     worker = Worker([group], wakeups=wakeups)
     worker.run_once()
     with connection.cursor() as cursor:
-        wakeups.wait(worker.horizon, worker._idle)
+        wakeups.wait(worker.claims.state, worker.claims.idle)
         assert traces(cursor) == (1, 1)
         wakeups.unlisten()
         assert traces(cursor) == (0, 0)

@@ -185,12 +185,16 @@ CREATE FUNCTION outbox_horizons_v1(
 DECLARE
     hashes bigint[];
     floors bigint[];
+    of_every_channel bigint;
 BEGIN
     last_position := COALESCE(
         pg_sequence_last_value('outbox_message_position_seq'), outbox_last_position()
     );
-    SELECT array_agg(lowest.channel_hash), array_agg(lowest.floor)
-    INTO hashes, floors
+    SELECT
+        array_agg(lowest.channel_hash),
+        array_agg(lowest.floor),
+        min(lowest.floor) FILTER (WHERE lowest.channel_hash = outbox_floor_hash(''))
+    INTO hashes, floors, of_every_channel
     FROM (
         SELECT held.channel_hash, min(held.floor) AS floor
         FROM outbox_floors(last_position) AS held
@@ -202,11 +206,10 @@ BEGIN
         RETURN;
     END IF;
     horizons := ARRAY(
-        SELECT LEAST(last_position, min(lowest.floor))
+        SELECT LEAST(last_position, of_every_channel, lowest.floor)
         FROM unnest(of_channels) WITH ORDINALITY AS asked (channel, number)
         LEFT JOIN unnest(hashes, floors) AS lowest (channel_hash, floor)
-            ON lowest.channel_hash IN (outbox_floor_hash(''), outbox_floor_hash(asked.channel))
-        GROUP BY asked.number
+            ON lowest.channel_hash = outbox_floor_hash(asked.channel)
         ORDER BY asked.number
     );
 END

@@ -57,7 +57,7 @@ BEGIN
 END
 $$;
 
--- The slots of the messages of a channel between two positions, by the same index walk.
+-- The slots of the messages of a channel between two positions, sorted; by the same index walk.
 CREATE FUNCTION outbox_slots(of_channel text, after bigint, until bigint) RETURNS integer[]
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
@@ -67,6 +67,7 @@ BEGIN
         SELECT DISTINCT m.slot
         FROM outbox_message AS m
         WHERE m.channel = of_channel AND m.position > after AND m.position <= until
+        ORDER BY m.slot
     );
 END
 $$;

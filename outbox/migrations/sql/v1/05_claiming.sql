@@ -85,139 +85,53 @@ BEGIN ATOMIC
     SELECT pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));
 END;
 
--- Lock the first range that has something to do, by the order of the groups and then the longest
--- not served, and read its next messages: at most `most`, and no more than `most_bytes` of JSON but
--- one message at least. Ranges that others hold are passed over. The claim comes with the first
--- message, or alone, and says where the batch ends. The rows before it are ranges that have nothing up to the
--- horizon, for the caller to leave out as long as that is so. No search walks further than 100000
--- positions: a range that has nothing there is moved on by an empty batch. Who holds a range shows
--- in pg_locks: class 20291, outbox_claim_number. The plan is held to the index walk, as in outbox_read;
--- before PostgreSQL 18 the sort of the few cursors then seems so dear that it would be compiled.
-CREATE FUNCTION outbox_claim(
-    of_groups text[], of_channels text[], horizon bigint,
-    idle_ids bigint[], idle_generations integer[], most integer, most_bytes bigint
-) RETURNS TABLE (
-    "position" bigint, key text, type text, payload text, headers text, created_at text,
-    claim text, is_idle boolean
-) LANGUAGE plpgsql VOLATILE
-SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT SET jit = off AS $$
+-- Which of some idle ranges have a message between two positions of their channel. Beyond 100000
+-- positions all of them count. Each channel is looked at once; many channels by one walk over the
+-- positions, if those are few. `numbers`: the channel of each range, from 1 on.
+CREATE FUNCTION outbox_woken_v1(
+    of_channels text[], after bigint[], until bigint[], ids bigint[], numbers integer[],
+    first_slots integer[], last_slots integer[]
+) RETURNS bigint[] LANGUAGE plpgsql STABLE SET search_path FROM CURRENT AS $$
 DECLARE
-    candidate outbox_cursor;
-    claimed outbox_cursor;
-    furthest bigint;
-    until bigint;
-    last_read bigint;
-    messages integer;
-    last_message bigint;
-    size bigint;
-    is_compressed boolean;
-    ignored boolean;
+    looked_at integer[] := ARRAY(
+        SELECT DISTINCT number FROM unnest(numbers) AS known (number)
+        WHERE until[number] > after[number]
+    );
+    lowest bigint := (SELECT min(after[number]) FROM unnest(looked_at) AS known (number));
+    highest bigint := (SELECT max(until[number]) FROM unnest(looked_at) AS known (number));
+    with_news integer[] := looked_at;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));
-    FOR candidate IN
-        SELECT c.*
-        FROM unnest(of_groups, of_channels) WITH ORDINALITY AS mine ("group", channel, rank)
-        CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
-        WHERE outbox_batch_limit(c, horizon) > c.position
-        ORDER BY array_position(of_groups, mine."group"), c.last_served_at
-    LOOP
-        CONTINUE WHEN
-            candidate.generation = idle_generations[array_position(idle_ids, candidate.id)];
-        furthest := outbox_batch_limit(candidate, horizon);
-        until := LEAST(furthest, candidate.position + 100000);
-        SELECT
-            m.position, m.key, m.type, m.payload::text, m.headers::text, m.created_at::text
-        INTO position, key, type, payload, headers, created_at
-        FROM outbox_message AS m
-        WHERE m.channel = candidate.channel
-          AND m.position > candidate.position
-          AND m.position <= until
-          AND m.slot BETWEEN candidate.slot_from AND candidate.slot_to
-        ORDER BY m.position
-        LIMIT 1;
-        is_idle := NOT FOUND AND until = furthest;
-        IF is_idle THEN
-            IF until = horizon THEN
-                claim := outbox_claim_of(candidate, until);
-                RETURN NEXT;
-            END IF;
-            CONTINUE;
-        END IF;
-        IF NOT FOUND THEN
-            until := COALESCE(outbox_next(candidate.channel, until, furthest) - 1, furthest);
-        END IF;
-        SELECT c.* INTO claimed
-        FROM outbox_cursor AS c
-        WHERE c.ctid = (
-                  SELECT n.ctid FROM outbox_cursor AS n
-                  WHERE n.id <= candidate.id ORDER BY n.id DESC LIMIT 1
-              )
-          AND c.id = candidate.id AND outbox_batch_limit(c, horizon) > c.position
-        FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND;
-        -- Moved, reshaped or held since it was looked at: read again, now under the lock.
-        IF claimed.position <> candidate.position
-            OR claimed.generation <> candidate.generation
-            OR outbox_batch_limit(claimed, horizon) < until
-        THEN
-            until := outbox_batch_limit(claimed, horizon, 100000);
-            position := NULL;
-        END IF;
-        ignored := pg_try_advisory_xact_lock(20291, outbox_claim_number(claimed.id));
-        messages := 1;
-        IF position IS DISTINCT FROM until THEN
-            SELECT
-                count(*),
-                max(following.position),
-                sum(pg_column_size(following.payload) + pg_column_size(following.headers)),
-                bool_or(pg_column_compression(following.payload) IS NOT NULL
-                        OR pg_column_compression(following.headers) IS NOT NULL)
-            INTO messages, last_message, size, is_compressed
-            FROM (
-                SELECT m.position, m.payload, m.headers
-                FROM outbox_message AS m
-                WHERE m.channel = claimed.channel
-                  AND m.position > claimed.position
-                  AND m.position <= until
-                  AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
-                ORDER BY m.position
-                LIMIT most
-            ) AS following;
-            IF messages = most THEN
-                until := last_message;
-            END IF;
-            IF messages > 1 AND (is_compressed OR size > most_bytes) THEN
-                last_read := outbox_fitting_end(
-                    claimed.channel, claimed.position, last_message,
-                    claimed.slot_from, claimed.slot_to, most_bytes
-                );
-                IF last_read < last_message THEN
-                    until := last_read;
-                END IF;
-            END IF;
-        END IF;
-        -- The server reports this setting to the client whenever it changes, so the worker sees
-        -- without a round trip whether a handler has ended this transaction.
-        PERFORM set_config(
-            'application_name', left(rtrim(current_setting('application_name'), '*'), 62) || '*', true
+    IF cardinality(looked_at) > 16 AND highest - lowest <= 20000 THEN
+        with_news := ARRAY(
+            SELECT number FROM unnest(looked_at) AS known (number)
+            WHERE of_channels[number] IN (
+                SELECT m.channel FROM outbox_message AS m
+                WHERE m.position > lowest AND m.position <= highest
+            )
         );
-        claim := outbox_claim_of(claimed, until);
-        RETURN NEXT;
-        last_read := COALESCE(position, claimed.position);
-        IF last_read < until AND messages > (position IS NOT NULL)::integer THEN
-            RETURN QUERY
-                SELECT
-                    m.position, m.key::text, m.type::text, m.payload::text, m.headers::text,
-                    m.created_at::text, NULL::text, false
-                FROM outbox_message AS m
-                WHERE m.channel = claimed.channel
-                  AND m.position > last_read
-                  AND m.position <= until
-                  AND m.slot BETWEEN claimed.slot_from AND claimed.slot_to
-                ORDER BY m.position;
-        END IF;
-        RETURN;
-    END LOOP;
+    END IF;
+    RETURN ARRAY(
+        WITH news AS MATERIALIZED (
+            SELECT looked.number, CASE
+                WHEN until[looked.number] - after[looked.number] > 100000 THEN NULL
+                WHEN NOT looked.is_whole
+                    THEN outbox_slots(of_channels[looked.number], after[looked.number], until[looked.number])
+                WHEN NOT outbox_pending(
+                    of_channels[looked.number], after[looked.number], until[looked.number], 0, 32767
+                ) THEN '{}'
+            END AS slots
+            FROM (
+                SELECT known.number, bool_or(known.first = 0 AND known.last = 32767) AS is_whole
+                FROM unnest(numbers, first_slots, last_slots) AS known (number, first, last)
+                WHERE known.number = ANY(with_news)
+                GROUP BY known.number
+            ) AS looked
+        )
+        SELECT known.id
+        FROM unnest(ids, numbers, first_slots, last_slots) AS known (id, number, first, last)
+        JOIN news USING (number)
+        WHERE news.slots IS NULL
+           OR news.slots[width_bucket(known.first - 1, news.slots) + 1] <= known.last
+    );
 END
 $$;

@@ -6,7 +6,13 @@ DROP FUNCTION outbox_row_image(record, jsonb);
 DROP FUNCTION outbox_signal_waiters(text);
 DROP FUNCTION outbox_waiter_signal(text);
 DROP FUNCTION outbox_waiter_key(text);
-DROP FUNCTION outbox_claim(text[], text[], bigint, bigint[], integer[], integer, bigint);
+DROP FUNCTION outbox_claim_v1(
+    text[], text[], bigint[], text, bigint, bigint, integer, boolean, boolean, bigint[], integer[],
+    bigint[], integer[], integer[], integer[], integer[], integer, bigint
+);
+DROP FUNCTION outbox_woken_v1(
+    text[], bigint[], bigint[], bigint[], integer[], integer[], integer[]
+);
 DROP FUNCTION outbox_fitting_end(text, bigint, bigint, integer, integer, bigint);
 DROP FUNCTION outbox_ranges_v1(text, text);
 DROP FUNCTION outbox_stand_aside_v1();

@@ -1,0 +1,222 @@
+"""Claims: the next range of a worker with its messages, and what its session knows of the log.
+
+    queue of ranges -> claimed
+    queue is empty -> horizons read, ranges looked at -> claimed, the others in the queue
+
+One statement does all of it. The horizons count until the queue is empty, or a second; ranges
+without a message are idle, and are looked at again only where their channel has news.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from django.db import connections
+
+from .. import message_log
+from ..conf import settings
+from ..groups import ConsumerGroup
+from ..message_log import LogState
+from ..sql import array, run_statement
+from . import cursors
+from .cursors import Claim
+from .idle_ranges import IdleRange, IdleRanges
+
+SCAN_PART = 0.05
+"""The part of its time that a worker looks at all ranges, when there are more than a few."""
+FEW = 8
+"""Ranges that are all looked at each time."""
+QUEUE_SECONDS = 1.0
+"""Seconds after which the horizons are read again although the queue is not empty."""
+QUEUE_PART = 32
+"""Ranges of the queue that one claim tries."""
+
+
+class _State(msgspec.Struct):
+    log: str
+    last_position: int
+    horizons: list[int] | None
+    """In the order of the channels that were asked for; None when none is held back."""
+    woken: list[int] | None
+    """The idle ranges that have news; None when another transaction has to look at the ranges."""
+
+
+_decode_state = msgspec.json.Decoder(_State).decode
+_decode_idle = msgspec.json.Decoder(tuple[int, int, str, int, int, int]).decode
+_decode_queue = msgspec.json.Decoder(tuple[list[int], list[int]]).decode
+
+Place = tuple[str, str]
+"""A group and one of its channels."""
+
+
+class Claims:
+    """Claims ranges for one session.
+
+    `count_own_floor`: see `message_log.horizon`.
+    """
+
+    def __init__(self, using: str, *, count_own_floor: bool = True) -> None:
+        self.using = using
+        self.count_own_floor = count_own_floor
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all that the session knows: a crash may take the sequence back."""
+        self.state = message_log.NOTHING_KNOWN
+        self.idle = IdleRanges()
+        self.log_was_emptied = self.is_incomplete = False
+        """Whether the last claim has only read the log: ask again, in another transaction."""
+        self._settled_at = 0
+        self._tried: list[tuple[int, Place]] = []
+        self.drop_queue()
+
+    def drop_queue(self) -> None:
+        """Read the horizons and look at all ranges for the next claim."""
+        self._queue: dict[str, deque[tuple[int, Place]]] = {}
+        self._scan_at = self._drop_at = 0.0
+
+    def claim(
+        self,
+        groups: Sequence[ConsumerGroup],
+        most: int,
+        most_bytes: int | None = None,
+        end_position: int | None = None,
+    ) -> tuple[Claim, list[message_log.Row]] | None:
+        """Lock a range that has something to do; return it and its next messages.
+
+        The groups take turns, and in each the ranges; skips those that others hold, and those that
+        are paused, leased or backing off. Must run inside a transaction, which keeps the lock.
+
+        `most`: messages to read at most; none when the claim only moves over a gap. `most_bytes`:
+        of JSON in them, unless the first one alone is larger; the setting `BATCH_BYTES` when left
+        out. `end_position`: nothing above it. The claim's `until` is where the batch ends. Returns
+        None when no range has anything to do, or when `is_incomplete`.
+        """
+        size = settings().batch_bytes if most_bytes is None else most_bytes
+        began = time.monotonic()
+        if began >= self._drop_at:
+            self._queue.clear()
+        is_scan = began >= self._scan_at or len(self.idle) <= FEW
+        rows = self._ask(groups, most, size, end_position, is_scan)
+        found, news = None, False
+        for index, (*_, image, kind) in enumerate(rows):
+            if kind == "state":
+                news = self._take_state(groups, _decode_state(image))
+                self._drop_at = began + QUEUE_SECONDS
+                if is_scan:
+                    now = time.monotonic()
+                    self._scan_at = now + (now - began) / SCAN_PART
+            elif kind == "idle":
+                *idle, horizon = _decode_idle(image)
+                self.idle.add(IdleRange(*idle), horizon)
+            elif kind == "claim":
+                found = cursors.decode_claim(image), [
+                    row[:6] for row in rows[index:] if row[0] is not None
+                ]
+            elif kind == "queue":
+                self._fill_queue(groups, *_decode_queue(image))
+        if found is not None:
+            self._keep_place(found[0])
+        elif news:
+            self.is_incomplete = True
+        return found
+
+    def note_done(self, claim: Claim) -> None:
+        """Note that all messages of a claim are handled: its range may be idle now."""
+        if len(self.idle) >= FEW:
+            idle = IdleRange(claim.id, claim.generation, claim.channel, *claim.slots)
+            self.idle.add(idle, claim.until)
+
+    def settle(self) -> None:
+        """Move idle ranges that lag far behind to their horizons, in passing."""
+        position = self.state.last_position
+        if self.idle and position - self._settled_at > cursors.IDLE_GAP:
+            cursors.settle(self.idle, self.using)
+            self._settled_at = position
+
+    def _ask(
+        self,
+        groups: Sequence[ConsumerGroup],
+        most: int,
+        size: int,
+        end_position: int | None,
+        is_scan: bool,
+    ) -> list[tuple[Any, ...]]:
+        """Run the statement, which is described at outbox_claim_v1."""
+        self._tried = self._next_in_queue(groups)
+        places = {place: number for number, place in enumerate(_places(groups), 1)}
+        looks_further = not self._queue
+        parameters: dict[str, Any] = {
+            **cursors.pairs(groups, self.state),
+            **self.idle.parameters([channel for _, channel in places]),
+            "log": self.state.log,
+            "last_position": self.state.last_position,
+            "end_position": end_position,
+            "without_own": not self.count_own_floor,
+            "reads_log": looks_further and not self.is_incomplete,
+            "is_scan": looks_further and (is_scan or self.is_incomplete),
+            "queue_ids": array(cursor_id for cursor_id, _ in self._tried),
+            "queue_numbers": array(places[place] for _, place in self._tried),
+            "most": most,
+            "most_bytes": size,
+        }
+        self.is_incomplete = False
+        with connections[self.using].cursor() as cursor:
+            run_statement(cursor, "claim_batch", parameters)
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+    def _take_state(self, groups: Sequence[ConsumerGroup], seen: _State) -> bool:
+        """Learn what the log is like now; tell whether an idle range has news."""
+        channels = [channel for _, channel in _places(groups)]
+        horizons = seen.horizons or [seen.last_position] * len(channels)
+        known, self._tried = self.state, []
+        self.state = LogState(
+            seen.log, seen.last_position, dict(zip(channels, horizons, strict=True))
+        )
+        if seen.woken is None:
+            self.is_incomplete = True
+            self.log_was_emptied = known.log != "" and (
+                seen.log != known.log or seen.last_position < known.last_position
+            )
+            self.idle.clear()
+        self.idle.move(self.state.horizons, seen.woken or (), seen.log)
+        return bool(seen.woken)
+
+    def _next_in_queue(self, groups: Sequence[ConsumerGroup]) -> list[tuple[int, Place]]:
+        """Take the next ranges out of the queue, of each group in turn."""
+        taken: list[tuple[int, Place]] = []
+        while self._queue and len(taken) < QUEUE_PART:
+            for group in groups:
+                waiting = self._queue.get(group.name)
+                if waiting and len(taken) < QUEUE_PART:
+                    taken.append(waiting.popleft())
+                if not waiting:
+                    self._queue.pop(group.name, None)
+        return taken
+
+    def _fill_queue(
+        self, groups: Sequence[ConsumerGroup], ids: list[int], numbers: list[int]
+    ) -> None:
+        places = _places(groups)
+        for cursor_id, number in zip(ids, numbers, strict=True):
+            place = places[number - 1]
+            self._queue.setdefault(place[0], deque()).append((cursor_id, place))
+
+    def _keep_place(self, claim: Claim) -> None:
+        """Put back into the queue what was not tried, and the claimed range if it has more."""
+        ids = [cursor_id for cursor_id, _ in self._tried]
+        rest = self._tried[ids.index(claim.id) + 1 :] if claim.id in ids else []
+        for cursor_id, place in reversed(rest):
+            self._queue.setdefault(place[0], deque()).appendleft((cursor_id, place))
+        if claim.until < self.state.horizons.get(claim.channel, 0):
+            place = claim.group, claim.channel
+            self._queue.setdefault(claim.group, deque()).append((claim.id, place))
+
+
+def _places(groups: Sequence[ConsumerGroup]) -> list[Place]:
+    return [(group.name, channel) for group in groups for channel in group.channels]
