@@ -14,8 +14,8 @@ from django.db import transaction
 import outbox
 from benchmarks import consumers, harness
 from outbox import message_log
-from outbox.consuming import cursors, outcomes
-from outbox.consuming.idle_ranges import IdleRanges
+from outbox.consuming import outcomes
+from outbox.consuming.claims import Claims
 from outbox.operations import scaling
 
 WAIT, CHURN = consumers.WAIT, consumers.CHURN
@@ -161,19 +161,14 @@ def _costs(claims: int) -> tuple[float, float]:
 
 def _claimer(group: outbox.ConsumerGroup) -> Callable[[], float]:
     """Return a function that claims a range as a worker does, moves it on, and returns the cost."""
-    idle = IdleRanges()
-    settled = 0
+    claims = Claims("default")
 
     def claim() -> float:
-        nonlocal settled
         horizon = message_log.horizon("default")
         with transaction.atomic():
             began = time.perf_counter()
-            idle.look(horizon, "default")
-            if idle and horizon - settled > cursors.IDLE_GAP:
-                cursors.settle(idle, "default")
-                settled = horizon
-            found = cursors.claim([group], horizon, "default", 1, idle)
+            claims.settle()
+            found = claims.claim([group], 1)
             spent = time.perf_counter() - began
             assert found is not None and found[0].until == horizon
             outcomes.write(outcomes.Outcome(found[0], horizon, processed=HOT), "default")

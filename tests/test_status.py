@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from datetime import timezone as zone
 
 import pytest
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import OuterRef
 from django.utils import timezone
@@ -21,7 +22,7 @@ from outbox.operations.sessions import worker_sessions
 from tests.shop import consumers
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Fault
-from tests.support.harness import Background, Gate, backend, drain, execute, insert, worker
+from tests.support.harness import Background, Gate, backend, drain, execute, insert, value, worker
 from tests.support.processes import manage, wait_until
 from tests.support.publishing import publish_orders
 
@@ -317,6 +318,23 @@ def test_describe_names_the_session_that_holds_the_horizon(connect):
     assert holder.state == "idle in transaction"
     assert "INSERT INTO outbox_message" in holder.query
     assert 0 <= holder.seconds < 30
+
+
+def test_describe_says_which_channels_are_held_back(connect, capsys):
+    """A transaction that published in one channel holds back the groups of that channel: only there it
+    is named, with the channels."""
+    register([consumers.billing, consumers.packers], "default")
+    publisher = connect()
+    execute(publisher, "BEGIN")
+    value(publisher, "SELECT outbox_publish_v1('packing', NULL, 'PackingRequested', '{}', '{}')")
+    publish_orders()
+    other, own = (status.describe(name).horizon for name in ("billing", "packers"))
+    call_command("outbox", "describe", "packers")
+
+    assert (other.horizon, other.held_by) == (other.last_position, None)
+    assert own.horizon == own.last_position - 2
+    assert own.held_by.channels == ["packing"]
+    assert "only channels packing are held back" in capsys.readouterr().out
 
 
 def test_describe_names_the_prepared_transaction_that_holds_the_horizon(connect):

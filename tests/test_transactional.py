@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 import outbox
-from outbox.consuming import cursors, outcomes
+from outbox.consuming import outcomes
 from outbox.consuming.claims import Claims
 from outbox.consuming.outcomes import Outcome
 from outbox.exceptions import StaleClaim

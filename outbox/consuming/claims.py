@@ -45,8 +45,13 @@ class _State(msgspec.Struct):
     """The idle ranges that have news; None when another transaction has to look at the ranges."""
 
 
+class _Idle(msgspec.Struct):
+    range: IdleRange
+    horizon: int
+
+
 _decode_state = msgspec.json.Decoder(_State).decode
-_decode_idle = msgspec.json.Decoder(tuple[int, int, str, int, int, int]).decode
+_decode_idle = msgspec.json.Decoder(_Idle).decode
 _decode_queue = msgspec.json.Decoder(tuple[list[int], list[int]]).decode
 
 Place = tuple[str, str]
@@ -111,12 +116,13 @@ class Claims:
                     now = time.monotonic()
                     self._scan_at = now + (now - began) / SCAN_PART
             elif kind == "idle":
-                *idle, horizon = _decode_idle(image)
-                self.idle.add(IdleRange(*idle), horizon)
+                idle = _decode_idle(image)
+                self.idle.add(idle.range, idle.horizon)
             elif kind == "claim":
-                found = cursors.decode_claim(image), [
-                    row[:6] for row in rows[index:] if row[0] is not None
-                ]
+                found = (
+                    cursors.decode_claim(image),
+                    [row[:6] for row in rows[index:] if row[0] is not None],
+                )
             elif kind == "queue":
                 self._fill_queue(groups, *_decode_queue(image))
         if found is not None:

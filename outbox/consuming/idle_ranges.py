@@ -1,4 +1,4 @@
-"""What one worker knows to be idle: the ranges that have nothing up to the horizon of their channel.
+"""What one worker knows to be idle: the ranges that have nothing up to their channel's horizon.
 
 Nothing can appear at or below a horizon, so what was found idle stays idle up to there, until
 the range is moved back or reshaped, which changes its generation. Only the messages above are

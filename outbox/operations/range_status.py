@@ -20,7 +20,7 @@ from ..consuming.outcomes import RATE_SECONDS
 from ..groups import ConsumerGroup, all_groups
 from ..sql import run_statement, with_zones
 from .pauses import FOREVER
-from .sessions import HorizonStatus, Session, see_horizon, worker_sessions
+from .sessions import Holder, Session, floor_holders, worker_sessions
 
 LEAST_BOUND = 1000
 """Pending messages that are counted for a cursor in any case."""
@@ -78,13 +78,13 @@ class RangeStatus:
 def read_ranges(
     group: str | None,
     sessions: Sequence[Session],
-    horizon: HorizonStatus,
+    holders: Sequence[Holder],
     budget: int,
     using: str,
 ) -> list[RangeStatus]:
     """Return the ranges of a group, or of all, by group, channel and slots.
 
-    `budget`: pending messages that are counted, over all of them.
+    `holders`: as `floor_holders`. `budget`: pending messages that are counted, over all of them.
     """
     parameters = {
         "group": group,
@@ -98,12 +98,12 @@ def read_ranges(
         rows = [
             RangeRow(**dict(zip(names, with_zones(row), strict=True))) for row in cursor.fetchall()
         ]
-    return [_range(row, sessions, horizon, patience.get(row.group, patience[None])) for row in rows]
+    return [_range(row, sessions, holders, patience.get(row.group, patience[None])) for row in rows]
 
 
 def current(group: str, budget: int, using: str) -> list[RangeStatus]:
     """Return the ranges of a group as they are now; `budget`: see `read_ranges`."""
-    return read_ranges(group, worker_sessions(using), see_horizon(using), budget, using)
+    return read_ranges(group, worker_sessions(using), floor_holders(using), budget, using)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +139,13 @@ class RangeRow:
 
 
 def _range(
-    row: RangeRow, sessions: Sequence[Session], horizon: HorizonStatus, patience: float
+    row: RangeRow, sessions: Sequence[Session], holders: Sequence[Holder], patience: float
 ) -> RangeStatus:
     owner = _owner(row, sessions)
     status, why = _judge(row, owner, sessions, patience)
-    if status == "stalled" and not owner and horizon.held_by is not None:
-        why += f"; the horizon is held back by {horizon.held_by}"
+    held_by = next((each for each in holders if each.holds_back([row.channel])), None)
+    if status == "stalled" and not owner and held_by and held_by.floor < row.last_position:
+        why += f"; the horizon is held back by {held_by}"
     # The server's clock may have been set back since the last commit.
     idle_seconds = max(0.0, (row.now - row.last_commit_at).total_seconds())
     return RangeStatus(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Iterable
 
 from django.db import connections
 
@@ -66,6 +67,12 @@ class Holder:
     channels: list[str] | None
     """The channels with a cursor that it holds back; None: every channel."""
 
+    def holds_back(self, channels: Iterable[str] | None) -> bool:
+        """Tell whether one of some channels, which have cursors, is held back; None: of all."""
+        return (
+            self.channels is None or channels is None or not set(channels).isdisjoint(self.channels)
+        )
+
     def __str__(self) -> str:
         if self.prepared:
             return f"prepared transaction {self.prepared!r}"
@@ -118,10 +125,10 @@ def floor_holders(using: str | None = None) -> list[Holder]:
         return [Holder(*with_zones(row)) for row in cursor.fetchall()]
 
 
-def see_horizon(using: str | None = None) -> HorizonStatus:
-    """Return the horizon, and who holds it back."""
+def see_horizon(using: str | None = None, channels: Iterable[str] | None = None) -> HorizonStatus:
+    """Return the horizon, and who holds it back: of some channels, or the lowest of all."""
     using = log_alias(using)
-    holders = floor_holders(using)
+    holders = [each for each in floor_holders(using) if each.holds_back(channels)]
     last_position = message_log.last_position(using)
     held_by = holders[0] if holders and holders[0].floor < last_position else None
     return HorizonStatus(

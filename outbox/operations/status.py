@@ -24,6 +24,7 @@ from .sessions import (
     HorizonStatus,
     Session,
     SnapshotSession,
+    floor_holders,
     oldest_snapshot,
     see_horizon,
     worker_sessions,
@@ -71,6 +72,7 @@ class Description:
     ranges: list[RangeStatus]
     workers: list[Session]
     horizon: HorizonStatus
+    """Of its channels."""
     actions: list[Action]
     """The last few things that operators did to it, the newest first."""
     oldest_snapshot: SnapshotSession | None
@@ -83,8 +85,8 @@ class Description:
 def list_groups(using: str | None = None) -> list[GroupStatus]:
     """Return the state of every group that has a cursor, by name."""
     using = log_alias(using)
-    sessions, horizon = worker_sessions(using), see_horizon(using)
-    ranges = read_ranges(None, sessions, horizon, LAG_BUDGET, using)
+    sessions, holders = worker_sessions(using), floor_holders(using)
+    ranges = read_ranges(None, sessions, holders, LAG_BUDGET, using)
     last_position = message_log.last_position(using)
     grouped = itertools.groupby(ranges, key=lambda each: each.group)
     return [_summary(name, list(parts), sessions, last_position) for name, parts in grouped]
@@ -99,8 +101,9 @@ def describe(
     """
     using = log_alias(using)
     name = known_group(group, using)
-    sessions, horizon = worker_sessions(using), see_horizon(using)
-    ranges = read_ranges(name, sessions, horizon, lag_budget, using)
+    sessions, holders = worker_sessions(using), floor_holders(using)
+    ranges = read_ranges(name, sessions, holders, lag_budget, using)
+    channels = {each.channel for each in ranges} or None
     last_position = message_log.last_position(using)
     return Description(
         summary=_summary(name, ranges, sessions, last_position)
@@ -108,7 +111,7 @@ def describe(
         else _never_run(name, last_position, using),
         ranges=ranges,
         workers=[session for session in sessions if session.serves(name)],
-        horizon=horizon,
+        horizon=see_horizon(using, channels),
         actions=actions.latest(name, LATEST_ACTIONS, using),
         oldest_snapshot=oldest_snapshot(using),
         skipped_types=_skipped_types(name, ranges, using),

@@ -8,7 +8,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 
 import outbox
-from outbox import message_log, positions
+from outbox import positions
 from outbox.exceptions import ImpossiblePosition, PositionTaken
 from outbox.models import Cursor, Message
 from outbox.operations import audit, doctor, replay, status

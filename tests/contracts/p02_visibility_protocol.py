@@ -753,13 +753,14 @@ def test_one_chosen_position_among_drawn_ones_is_refused(session):
 # Floors by channel.
 
 
-def announced(session, channel="orders", order_id=1):
+def announced(session, channel="orders", order_id=1, type="OrderPlaced"):
     """Publish as the product does: the function names the channel."""
     return value(
         session,
-        "SELECT outbox_publish_v1(%s, %s, 'OrderPlaced', jsonb_build_object('order_id', %s::int), '{}')",
+        "SELECT outbox_publish_v1(%s, %s, %s, jsonb_build_object('order_id', %s::int), '{}')",
         channel,
         str(order_id),
+        type,
         order_id,
     )
 
@@ -788,9 +789,9 @@ def test_a_worker_of_two_channels_is_delayed_in_one_of_them_only(connect, observ
     both = worker("billing", "packers")
     importer = connect()
     execute(importer, "BEGIN")
-    held = announced(importer, channel="packing")
+    held = announced(importer, "packing", type="PackingRequested")
     free = [announced(observer) for _ in range(3)]
-    behind = announced(observer, channel="packing")
+    behind = announced(observer, "packing", type="PackingRequested")
     exhaust(both)
     meanwhile = handled("billing"), handled("packers"), both.claims.state.is_held
     execute(importer, "COMMIT")

@@ -168,6 +168,8 @@ def _horizon_lines(horizon: HorizonStatus) -> list[tuple[str, str]]:
         ("HORIZON", f"{place}, held back by {holder}"),
         ("", f"{holder.state} for {holder.seconds:.0f} s {since}, user {holder.user!r}"),
     ]
+    if holder.channels is not None:
+        lines.append(("", f"only channels {', '.join(holder.channels)} are held back"))
     return [*lines, ("", " ".join(holder.query.split())[:80])] if holder.query else lines
 
 

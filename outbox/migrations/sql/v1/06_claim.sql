@@ -142,10 +142,10 @@ BEGIN
         IF NOT FOUND AND until = furthest THEN
             IF until = horizon THEN
                 kind := 'idle';
-                claim := json_build_array(
+                claim := json_build_object('horizon', horizon, 'range', json_build_array(
                     candidate.id, candidate.generation, candidate.channel,
-                    candidate.slot_from, candidate.slot_to, horizon
-                );
+                    candidate.slot_from, candidate.slot_to
+                ));
                 RETURN NEXT;
             END IF;
             CONTINUE;
