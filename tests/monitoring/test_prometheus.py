@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,7 +21,7 @@ from outbox.models import ParkedMessage
 from tests.monitoring.test_health import free_port
 from tests.shop.models import Effect, Fault
 from tests.support.harness import insert
-from tests.support.processes import manage, wait_until
+from tests.support.processes import ROOT, manage, wait_until
 from tests.support.prometheus import tool
 from tests.support.publishing import publish_order, publish_orders
 from tests.test_supervisor import children
@@ -148,6 +149,7 @@ def test_alerts_fire_and_clear_and_the_dashboard_has_data(
     """A killed worker and a publisher idle in transaction each raise their alert until they are
     gone; every expression of the dashboard returns data."""
     server, port = prometheus
+    began = time.time()
     work = ("consume", "doomed", "--processes", "1", "--health-port", str(port))
     supervisor = start_command(*work)
     Fault.objects.create(group="doomed")
@@ -180,3 +182,8 @@ def test_alerts_fire_and_clear_and_the_dashboard_has_data(
     wait_until(lambda: server.is_firing("OutboxHorizonHeld"))
     session.rollback()
     wait_until(lambda: not server.is_firing("OutboxHorizonHeld"))
+
+    if picture := os.environ.get("OUTBOX_TEST_PICTURE"):
+        seconds = str(time.time() - began)
+        script = str(ROOT / "docs" / "dashboard_pictures.py")
+        subprocess.run([sys.executable, script, server.url, seconds, picture], check=True)
