@@ -19,7 +19,7 @@ TURNS = 5
 AGE = """
     DO $$ BEGIN
         FOR batch IN 1..{batches} LOOP
-            UPDATE outbox_cursor SET updated_at = clock_timestamp() WHERE "group" = 'watched';
+            UPDATE outbox_cursor SET last_commit_at = clock_timestamp() WHERE "group" = 'watched';
             COMMIT;
         END LOOP;
     END $$
