@@ -19,7 +19,7 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-versions soak lint bench docs clean
+.PHONY: help demo test test-matrix test-versions soak proof lint bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-versions: ## the contracts and the first mistakes with each Python and Djan
 
 soak: $(VENV)/installed ## torture real processes for MINUTES=10, by the dice of SEED, and check what they did
 	$(VENV)/bin/python -m tests.soak --minutes $(MINUTES) --seed "$(SEED)"
+
+proof: ## search the models of the protocols whole, and find a counterexample for each mutant (ARGS=--traces)
+	$(PYTHON) -m tests.model $(ARGS)
 
 lint: $(VENV)/installed ## check format, style, types and the direction of imports
 	$(VENV)/bin/ruff format --check .

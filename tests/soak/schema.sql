@@ -59,3 +59,16 @@ $$;
 
 CREATE TRIGGER soak_record_cursor AFTER INSERT OR UPDATE OR DELETE ON outbox_cursor
 FOR EACH ROW EXECUTE FUNCTION soak_record_cursor();
+
+-- Now and then a commit fails for lack of resources, which no message is to blame for.
+CREATE FUNCTION soak_fail_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF random() < 0.001 THEN
+        RAISE EXCEPTION 'the rack has no memory left' USING ERRCODE = 'out_of_memory';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE CONSTRAINT TRIGGER soak_fail_commit AFTER INSERT ON soak_journal
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION soak_fail_commit();
