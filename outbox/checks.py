@@ -10,11 +10,12 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
 from django.core import checks
-from django.db import OperationalError, connections, router
+from django.db import connections, router
 
-from . import events, groups, payloads, positions
+from . import events, groups, outages, payloads, positions
 from .conf import ALLOWED, Settings, log_alias
 from .exceptions import did_you_mean
+from .outages import Meaning
 from .sql import run_statement
 
 OLDEST_POSTGRES = 140000
@@ -199,7 +200,8 @@ def check_database(
         found += [] if alias == default else _check_vendor(alias)
         try:
             found += log_faults(alias, must_exist=is_check)
-        except OperationalError as error:
+        except outages.errors(alias) as error:
+            _raise_unless_away(error, alias)
             found.append(
                 checks.Warning(
                     f"Database {alias!r} cannot be reached, so its log is not checked: {error}",
@@ -216,7 +218,8 @@ def _check_route(routed: str, databases: Sequence[str]) -> list[checks.CheckMess
         return []
     try:
         with_log = [alias for alias in aliases if _has_log(alias)]
-    except OperationalError:
+    except outages.errors(routed) as error:
+        _raise_unless_away(error, routed)
         return []
     if not with_log or routed in with_log:
         return []
@@ -244,16 +247,25 @@ def check_log(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[ch
     """
     if sys.argv[1:2] != ["check"] or any(each.startswith("--database") for each in sys.argv):
         return []
+    alias = log_alias()
     try:
-        return log_faults(log_alias(), must_exist=True)
-    except OperationalError:
+        return log_faults(alias, must_exist=True)
+    except outages.errors(alias) as error:
+        _raise_unless_away(error, alias)
         return []
+
+
+def _raise_unless_away(error: Exception, alias: str) -> None:
+    """Give up the session when the database cannot be reached, or went away; else raise."""
+    if outages.meaning(error, alias) not in (Meaning.OUTAGE, Meaning.CANCELLED):
+        raise error
+    outages.discard(alias)
 
 
 def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMessage]:
     """Return what is wrong with the log in a database: E006, E007 and E008.
 
-    `must_exist`: also W013. Raises OperationalError when the database cannot be reached.
+    `must_exist`: also W013. Raises the error of an outage when the database cannot be reached.
     """
     connection = connections[alias]
     if connection.vendor != "postgresql":

@@ -259,3 +259,16 @@ def test_a_command_that_consumes_is_stopped_by_an_error():
         cursor.execute("ALTER SEQUENCE outbox_message_position_seq CACHE 20")
     with pytest.raises(SystemCheckError, match=r"outbox\.E007"):
         call_command("consume", "billing", "--drain")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_session_that_ended_is_a_warning():
+    """W009 also when the session goes away amid the checks: a worker that starts waits for its
+    database instead of ending."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+    found = outbox_checks.check_database(databases=["default"])
+
+    assert [each.id for each in found] == ["outbox.W009"]
+    assert outbox_checks.check_database(databases=["default"]) == []

@@ -399,3 +399,14 @@ def test_the_doctor_works_inside_a_transaction():
 
     assert found.level == "warn"
     assert "fail" not in levels
+
+
+def test_a_session_that_ends_during_the_checks_is_a_finding():
+    """The doctor tells of it instead of failing, and asks the other checks in a new session."""
+    connection.ensure_connection()
+    connection.connection.close()
+
+    levels = [each.level for each in doctor.run_checks()]
+
+    assert levels[0] == "fail"
+    assert "fail" not in levels[1:]

@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from .. import database, groups, positions
+from .. import database, groups, outages, positions
 from ..changes import installed
 from ..conf import log_alias, settings
+from ..outages import Meaning
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
 from . import retention_status
@@ -63,8 +64,11 @@ def _ask(check: Callable[[str], Answer], using: str) -> Answer:
     try:
         with _savepoint(using):
             return check(using)
-    except DatabaseError as error:
+    except (DatabaseError, InterfaceError) as error:
         text = str(error).strip().partition("\n")[0]
+        if outages.meaning(error, using) is Meaning.OUTAGE:
+            outages.discard(using)
+            return "fail", f"the session ended: {text}", "Run the command again."
         return (
             "fail",
             text,

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 
 from ..exceptions import NotMigrated, NotPostgres, OutboxError, PayloadTooLarge
@@ -70,7 +70,7 @@ def run_statement(
         raise
 
 
-def clearer_error(error: DatabaseError, connection: Any) -> OutboxError | None:
+def clearer_error(error: DatabaseError | InterfaceError, connection: Any) -> OutboxError | None:
     """Return an error that names the cause and the cure, if this is one of a known kind.
 
     `error`: as Django raises it. `connection`: Django's.

@@ -19,7 +19,7 @@ WORKERS = [
     [*CONSUME, "failing", "chain", "followers", "leased", "wide"],
     [*CONSUME, "copy", "ledger", "spare", "single", "leased"],
 ]
-PUBLISHERS = 2
+PUBLISHERS = 3
 
 
 class Member:

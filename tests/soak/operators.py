@@ -91,7 +91,7 @@ class Operators:
                 self.tell(f"AUDIT {name} {each}")
 
     def reset(self, name: str) -> str:
-        back = self.dice.randint(50, 1500)
+        back = self.dice.choice([20, 100, 600])
         how = self.dice.choice(
             [{"shift_by": -back}] * 4
             + [{"by_duration": datetime.timedelta(seconds=self.dice.uniform(0.2, 10))}]

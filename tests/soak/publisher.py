@@ -33,7 +33,7 @@ from tests.soak.events import Ordered, Quoted
 KEYS = 40
 COUNTERS = 20
 ACCOUNTS = 12
-LARGEST_LAG = 4000
+LARGEST_LAG = 500
 """Positions; above it publishers wait for the slowest group."""
 INSERT = """
     INSERT INTO outbox_message (channel, key, type, payload)
@@ -145,7 +145,7 @@ class Publisher:
         self.one()
 
     def pause(self) -> None:
-        time.sleep(self.dice.choice([0.0, 0.01, 0.05, 0.3]))
+        time.sleep(self.dice.choice([0.0, 0.01, 0.05, 0.3, 1.5]))
 
     def quotes(self) -> None:
         for _ in range(self.dice.randint(1, 4)):

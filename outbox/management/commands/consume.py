@@ -14,16 +14,17 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import OperationalError, connections
+from django.db import connections
 from django.utils import autoreload
 
-from ... import groups, message_log
+from ... import groups, message_log, outages
 from ...conf import log_alias
 from ...consuming import in_flight
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
 from ...monitoring import health
 from ...operations import status
+from ...outages import Meaning
 from ...processes.exit_codes import ExitCode
 from ...processes.heartbeat import Heartbeat
 from ...processes.shutdown import stop_on_signals
@@ -109,10 +110,12 @@ class Command(BaseCommand):
         self.check(tags=["outbox"], databases=[options["database"]])
         try:
             message_log.last_position(options["database"])
-        except OperationalError:
-            pass  # a worker waits for its database
         except OutboxError as error:
             raise CommandError(str(error)) from error
+        except outages.errors(options["database"]) as error:
+            if outages.meaning(error, options["database"]) is Meaning.OTHER:
+                raise
+            outages.discard(options["database"])  # a worker waits for its database
         refusals = {
             "--reload watches for ever: leave out --drain": options["reload"] and options["drain"],
             "--processes and --reload start the command line again: use them there": (

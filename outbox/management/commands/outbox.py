@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from ...exceptions import (
     InvalidGroup,
@@ -73,7 +73,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=ExitCode.USAGE) from error
         except OutboxError as error:
             raise CommandError(str(error)) from error
-        except DatabaseError as error:
+        except (DatabaseError, InterfaceError) as error:
             clearer = clearer_error(error, connections[options["database"]])
             raise CommandError(
                 str(clearer or f"Database {options['database']!r}: {error}").strip()
