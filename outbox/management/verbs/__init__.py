@@ -12,6 +12,7 @@ from .monitoring import Exporter, Monitoring
 from .pauses import Pause, Resume
 from .rebuild import Rebuild
 from .redrives import Discard, Parked, Redrive
+from .relays import Relay
 from .replay import Reset, Skip
 from .scaling import Scale
 from .segments import Segments
@@ -45,5 +46,6 @@ VERBS: list[type[Verb]] = [
     Events,
     Exporter,
     Monitoring,
+    Relay,
 ]
 """In the order of the help."""

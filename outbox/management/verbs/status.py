@@ -15,8 +15,10 @@ from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus, SnapshotSession
 from ...operations.status import Description, GroupStatus
 from ...processes.exit_codes import ExitCode
+from ...relays import Relay, probe
 from .printer import Printer, ago, at_least, slots
 from .redrives import print_parked
+from .relays import print_answers
 from .verb import Verb, failed_check, seconds, whole
 
 
@@ -75,6 +77,10 @@ class Describe(Verb):
                     printer.note(f"Retention is held back: {hold}.")
             printer.line()
         _print_ranges(printer, description.ranges)
+        group = {each.name: each for each in groups.all_groups()}.get(options["group"])
+        if isinstance(group, Relay) and not options["ranges"]:
+            printer.line()
+            print_answers(printer, probe.look(group, using))
 
 
 class Check(Verb):
