@@ -11,6 +11,7 @@ from benchmarks.consume import load
 from benchmarks.events import CHANNEL, OrderPlaced
 from outbox import message_log
 from outbox.consuming import cursors
+from outbox.consuming.idle_ranges import IdleRanges
 from outbox.operations import status
 from outbox.worker import Worker
 
@@ -41,13 +42,17 @@ def run(*, quick: bool) -> None:
     harness.execute("ANALYZE outbox_message")
     worker = Worker([watched], batch_size=1)
     last = message_log.last_position(USING)
+    state = message_log.LogState("", last, {CHANNEL: last})
 
     def claim() -> None:
         assert worker.run_once(), "the backlog is used up"
 
     actions: dict[str, tuple[Callable[[], object], int]] = {
         "a batch of one message": (claim, count),
-        "when to look again": (lambda: cursors.next_look([watched], last, None, USING), count),
+        "when to look again": (
+            lambda: cursors.next_look([watched], state, IdleRanges(), USING),
+            count,
+        ),
         "wait_for, a look": (lambda: outbox.wait_for(watched, 1, timeout=0), count),
         "status of all groups": (status.list_groups, 5),
     }
