@@ -58,6 +58,11 @@ class Settings:
     archive_format: str = "ndjson"
     """"ndjson": gzipped JSON lines; "parquet": needs the extra `archive`."""
 
+    mask: str | Callable[[Any, Any], Any] = ""
+    """What the admin's pages show instead of a payload: a function, or its dotted path, that is
+    called with the payload and its message (position, channel, key, type, headers, created_at).
+    Empty: the payload."""
+
     @classmethod
     def keys(cls) -> list[str]:
         """Return the key names as written in `OUTBOX`."""
@@ -105,6 +110,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "the alias of a storage in STORAGES",
     ),
     "ARCHIVE_FORMAT": (lambda value: value in ("ndjson", "parquet"), '"ndjson" or "parquet"'),
+    "MASK": (lambda value: isinstance(value, str) or callable(value), "a function or its path"),
     "OPERATOR": (lambda value: isinstance(value, str), "text"),
     "TRACING": (lambda value: value in ("", "links", "parent"), '"", "links" or "parent"'),
     "SENTRY": (_is_bool, "True or False"),

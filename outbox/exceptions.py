@@ -429,6 +429,24 @@ class CannotRestore(OutboxError):
     reason: str
 
 
+class CannotEndSession(OutboxError):
+    """The session of server process {pid} was not ended: {cause}."""
+
+    pid: int
+    cause: str
+
+
+class PlanChanged(OutboxError):
+    """Nothing was done, since the plan does not hold any more."""
+
+    changes: list[str]
+    """A sentence for each difference."""
+
+    def __init__(self, changes: list[str]) -> None:
+        doc = (type(self).__doc__ or "").strip()
+        super().__init__(f"{doc} {' '.join(changes)}", changes=changes)
+
+
 class StreamConflict(OutboxError):
     """Stream {key!r} of channel {channel!r} stands at version {actual}, not at {expected}: \
 another transaction appended to it. Load it again, decide again, and publish with its new version; \

@@ -143,6 +143,26 @@ class Cursor(LogModel):
         return f"{self.group} {self.channel} {self.slot_from}-{self.slot_to} at {self.position}"
 
 
+class Group(Cursor):
+    """The consumer groups in the admin, and the permissions of what is done to them there."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("consumer group")
+        verbose_name_plural = _("consumer groups")
+        default_permissions = ("view",)
+        permissions = [
+            ("operate_group", "Can pause and resume a consumer group"),
+            ("scale_group", "Can scale a consumer group"),
+            ("reset_group", "Can reset a consumer group"),
+            ("skip_message", "Can skip a message of a consumer group"),
+            ("redrive_message", "Can redrive parked messages"),
+            ("discard_message", "Can discard parked messages"),
+            ("forget_group", "Can forget a consumer group"),
+            ("end_session", "Can end a session that holds the horizon back"),
+        ]
+
+
 class ParkedMessage(LogModel):
     """A message that a group gave up on, or that waits behind one of the same key."""
 

@@ -13,6 +13,10 @@ SECRET_KEY = "the tests have no secrets"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "django.contrib.contenttypes",
     "django.contrib.auth",
     "pgtrigger",
@@ -23,6 +27,28 @@ INSTALLED_APPS = [
 ]
 SILENCED_SYSTEM_CHECKS = ["postgres.E005"]
 """Fields of django.contrib.postgres without its lookups; Django 6.1 wants the app for them."""
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+ROOT_URLCONF = "tests.urls"
+ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+STATIC_URL = "static/"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
 OUTBOX: dict[str, Any] = json.loads(os.environ.get("OUTBOX_TEST_SETTINGS", "{}"))
 
 DATABASES = {"default": database_from_url(database_url())}

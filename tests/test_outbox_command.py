@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shlex
+import signal
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import outbox
 from outbox import message_log
 from outbox.consuming.cursors import register
 from outbox.management.verbs import VERBS
-from outbox.management.verbs.printer import WIDTH, Printer
+from outbox.management.verbs.printer import Printer
 from outbox.models import Cursor, OperatorAction
 from outbox.operations import pauses
 from tests.shop import consumers
@@ -28,15 +29,19 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 DOCS = Path(__file__).parent.parent / "docs"
 GROUP_KEYS = [
-    "group", "status", "why", "position", "last_position", "lag", "lag_is_lower_bound", "lag_seconds", "rate",
+    "group", "status", "why", "cure", "position", "last_position", "lag", "lag_is_lower_bound", "lag_seconds", "rate",
     "parked", "workers", "last_commit", "processed", "skipped", "attempts", "last_error",
+    "failed_position",
 ]  # fmt: skip
 MESSAGE_KEYS = ["position", "channel", "key", "type", "payload", "headers", "created_at"]
-MOVE_KEYS = ["channel", "slot_from", "slot_to", "old", "new", "delta", "messages", "clamped"]
+MOVE_KEYS = [
+    "channel", "slot_from", "slot_to", "old", "new", "delta", "messages", "clamped",
+    "is_lower_bound",
+]  # fmt: skip
 PAUSE_KEYS = ["group", "channel", "slot_from", "slot_to", "position", "paused_until"]
 RANGE_KEYS = [
-    "group", "channel", "slot_from", "slot_to", "status", "why", "position", "lag", "lag_is_lower_bound",
-    "lag_seconds", "rate", "processed", "skipped", "parked", "attempts", "last_error", "owner",
+    "group", "channel", "slot_from", "slot_to", "status", "why", "cure", "position", "lag", "lag_is_lower_bound",
+    "lag_seconds", "rate", "processed", "skipped", "parked", "attempts", "last_error", "failed_position", "owner",
     "generation", "last_commit",
 ]  # fmt: skip
 PARKED_KEYS = [
@@ -95,6 +100,7 @@ def test_every_verb_writes_the_keys_that_are_documented(script):
     made.faults = {"1": ValueError("not now"), "2": ValueError("not now")}
     publish_trouble("1", "2", "3")
     made.drain()
+    del made.faults["1"]
     publish_orders(2)
     drain("billing")
     found = {
@@ -175,8 +181,17 @@ def test_every_command_in_the_docs_is_accepted():
     assert {command.split()[0] for command in commands} >= set(KEYS)
 
 
-def test_a_screenful_of_groups_fits_into_100_columns(capsys):
-    """Even with long names and large numbers; the names are cut for it."""
+class Terminal(StringIO):
+    """An output that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("columns", [100, 110])
+def test_a_screenful_of_groups_fits_into_the_terminal(monkeypatch, columns):
+    """Even with long names and large numbers: the names are cut for it. Nothing is cut elsewhere."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     register([consumers.billing, consumers.shipping], "default")
     before = message_log.last_position("default")
     execute(connection, "SELECT setval('outbox_message_position_seq', 1234567890)")
@@ -184,11 +199,15 @@ def test_a_screenful_of_groups_fits_into_100_columns(capsys):
         group="a-group-with-a-name-that-is-rather-long-and-goes-on-and-on", position=1234567890
     )
     publish_orders(3)
-    output, _ = run("groups")
-    execute(connection, "SELECT setval('outbox_message_position_seq', %s)", before)
+    screen = Terminal()
+    call_command("outbox", "groups", stdout=screen, stderr=StringIO(), no_color=True)
+    output, uncut = screen.getvalue(), run("groups")[0]
+    execute(connection, "SELECT setval('outbox_message_position_seq', %s)", max(before, 1))
     header, *lines = output.splitlines()
 
-    assert max(map(len, output.splitlines())) <= WIDTH
+    assert max(map(len, output.splitlines())) <= columns
+    assert "that-is-rather-long-and-goes-on-and-on" in uncut
+    assert "that-is-rather-long-and-goes-on-and-on" not in output
     assert header.split() == (
         [
             "GROUP",
@@ -485,7 +504,7 @@ def test_changes_are_recorded_with_who_made_them(script, settings):
     run("redrive", "scripted", "--all", "--dry-run")
     run("reset", "scripted", "--to-earliest")
     looked = OperatorAction.objects.count()
-    run("redrive", "scripted", "--all")
+    again = code_of("redrive", "scripted", "--all")
     run("discard", "scripted", "--position", first_parked(), "--reason", "spam")
     run("scale", "scripted", "--to", 2)
     run("pause", "scripted")
@@ -494,10 +513,66 @@ def test_changes_are_recorded_with_who_made_them(script, settings):
     records = OperatorAction.objects.order_by("id").values_list("actor", "action", "group")
 
     assert looked == 0
+    assert again == 3
     assert list(records) == [
         ("ann", action, "scripted")
         for action in ("redrive", "discard", "scale", "pause", "resume", "reset")
     ]
+
+
+def test_parked_messages_are_summed_up_by_error_first(script):
+    """Then each of them; one is shown in full with its payload and traceback; filters choose."""
+    made = script(retry=outbox.Retry(max_attempts=1))
+    made.faults = {"1": ValueError("no order " + "x" * 200), "2": KeyError("customer")}
+    publish_trouble("1", "1", "2")
+    made.drain()
+    listed = run("parked", "scripted")[0].splitlines()
+    full = run("parked", "scripted", "--position", first_parked())[0]
+    later = "2100-01-01T00:00:00+00:00"
+    chosen = {
+        options: len(document("parked", "scripted", *options.split()))
+        for options in (
+            "--error KeyError",
+            "--error customer",
+            "--reason blocked",
+            "--key 1",
+            f"--since {later}",
+            f"--until {later}",
+        )
+    }
+
+    assert listed[0].split() == [
+        "MESSAGES",
+        "KEYS",
+        "FIRST",
+        "TYPE",
+        "REASON",
+        "LAST-PARKED",
+        "ERROR",
+    ]
+    assert [line.split()[0] for line in listed[1:4]] == ["1", "1", "1"]
+    assert "x" * 200 in listed[1]
+    assert "Traceback (most recent call last):" in full
+    assert "PAYLOAD" in full
+    assert list(chosen.values()) == [1, 1, 1, 2, 0, 3]
+
+
+def test_discard_by_key_and_of_all(script):
+    """A dry run counts; the account of the group holds afterwards."""
+    made = script(retry=outbox.Retry(max_attempts=1))
+    made.faults = {"1": ValueError("no"), "2": ValueError("no")}
+    publish_trouble("1", "1", "2", "2", "2")
+    made.drain()
+    counted = document("discard", "scripted", "--key", 1, "--reason", "x", "--dry-run")
+    before = len(document("parked", "scripted"))
+    of_key = document("discard", "scripted", "--key", 1, "--reason", "spam")
+    run("discard", "scripted", "--all", "--reason", "the rest")
+
+    assert counted == of_key
+    assert (before, of_key["messages"], of_key["keys"]) == (5, 2, 1)
+    assert document("parked", "scripted") == []
+    assert document("audit", "scripted")["passed"]
+    assert code_of("discard", "scripted", "--all", "--reason", "x") == 1
 
 
 def test_the_actor_is_the_user_and_host_of_the_process():
@@ -537,3 +612,31 @@ def test_no_verb_hands_control_characters_to_a_terminal(script, verb):
     assert [char for char in written if not char.isprintable()] == []
     assert "evil" in text
     assert json.loads(document_text.splitlines()[0])
+
+
+def test_groups_are_watched_until_ctrl_c(start_command):
+    """The table comes again and again, with a line of totals; Ctrl-C ends it without an error."""
+    register([consumers.billing, consumers.shipping], "default")
+    process = start_command("outbox", "groups", "--watch", "0.1")
+    seen = [process.stdout.readline() for _ in range(9)]
+    process.send_signal(signal.SIGINT)
+    code = process.wait(60)
+
+    assert sum(line.startswith("GROUP") for line in seen) >= 2
+    assert any(line.startswith("total") for line in seen)
+    assert code == 0
+
+
+def test_describe_names_the_last_error_and_the_way_out(script):
+    """Beside a failing message the command that leaves it out, beside parked ones those for them."""
+    made = script(retry=outbox.Retry(base=300))
+    made.faults = {"1": ValueError("no such order")}
+    publish_trouble("1")
+    made.drain()
+    failing = run("describe", "scripted")[0]
+    run("pause", "scripted")
+
+    assert "ValueError: no such order" in failing
+    assert "outbox skip scripted --position" in failing
+    assert "outbox resume scripted" in run("describe", "scripted")[0]
+    assert "ValueError: no such order" in run("describe", "scripted")[0]

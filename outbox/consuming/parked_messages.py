@@ -143,11 +143,12 @@ def release(parked_key: ParkedKey, position: int, using: str) -> int:
         raise NotParked(group=parked_key.group, wanted=f"at position {position}")
     left = count(parked_key, using)
     if parked_key.key is not None and not left:
-        transaction.on_commit(partial(_tell_released, parked_key), using=using)
+        transaction.on_commit(partial(tell_released, parked_key), using=using)
     return left
 
 
-def _tell_released(parked_key: ParkedKey) -> None:
+def tell_released(parked_key: ParkedKey) -> None:
+    """Send key_released for a key without parked messages."""
     try:
         sender = groups.get(parked_key.group)
     except UnknownGroup:

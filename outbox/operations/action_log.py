@@ -6,15 +6,20 @@ change, so that neither exists without the other.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import datetime
 import getpass
 import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from ..conf import settings
 from ..models import OperatorAction
+
+_actor: contextvars.ContextVar[str] = contextvars.ContextVar("outbox_actor", default="")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,14 +34,24 @@ class Action:
 
 
 def actor() -> str:
-    """Return the name that stands in the records: the setting OPERATOR, else user@host."""
-    if name := settings().operator:
+    """Return the name for the records: `acting_as`, else the setting OPERATOR, else user@host."""
+    if name := _actor.get() or settings().operator:
         return name
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
     return f"{user}@{socket.gethostname()}"
+
+
+@contextlib.contextmanager
+def acting_as(name: str) -> Iterator[None]:
+    """Let the records of the block carry a name, such as the user of a request."""
+    token = _actor.set(name)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
 
 
 def record(

@@ -26,20 +26,23 @@ def hold(
     InvalidReset for a channel in which the group has no cursor.
     """
     name = known_group(group, using)
+    rows = see(name, using)
     declared = _declared(group)
-    if declared is not None:
+    if declared is not None and not set(declared.channels) <= {row.channel for row in rows}:
         cursors.register([declared], using)
+        rows = see(name, using)
+    present = {row.channel for row in rows}
     wanted = list(channels) if channels is not None else None
-    present = {row.channel for row in see(name, using)}
     if unknown := sorted(set(wanted or ()) - present):
         raise InvalidReset(
             f"Group {name!r} has no cursor in channel {unknown[0]!r}; its channels: "
             f"{', '.join(sorted(present))}."
         )
-    if lock:
-        for channel in sorted(wanted or present):
-            one_row("lock_group_shape", using, group=name, channel=channel)
-    return read("lock_cursors" if lock else "see_cursors", name, wanted, using)
+    if not lock:
+        return [row for row in rows if wanted is None or row.channel in wanted]
+    for channel in sorted(wanted or present):
+        one_row("lock_group_shape", using, group=name, channel=channel)
+    return read("lock_cursors", name, wanted, using)
 
 
 def _declared(group: ConsumerGroup | str) -> ConsumerGroup | None:

@@ -28,10 +28,12 @@ def pause(
     channels: Iterable[str] | None = None,
     reason: str = "",
     using: str | None = None,
+    execute: bool = True,
 ) -> list[CursorRow]:
     """Pause a group and return its cursors as they were; waits for the current batches.
 
-    `until`: a time with zone; None: until `resume`. `channels`: only these.
+    `until`: a time with zone; None: until `resume`. `channels`: only these. `execute=False`:
+    change nothing.
 
     Raises InvalidPause, InvalidReset for an unknown channel, and UnknownGroup.
     """
@@ -40,7 +42,10 @@ def pause(
         raise InvalidPause(until=until.isoformat())
     end = min(until or FOREVER, FOREVER)
     with transaction.atomic(using=using):
-        rows = cursor_locks.hold(group, channels, using)
+        rows = cursor_locks.hold(group, channels, using, lock=execute)
+        if not execute:
+            transaction.set_rollback(True, using)
+            return rows
         with connections[using].cursor() as cursor:
             ids = [row.id for row in rows]
             run_statement(cursor, "pause_cursors", {"ids": ids, "until": end})
@@ -54,16 +59,21 @@ def resume(
     channels: Iterable[str] | None = None,
     reason: str = "",
     using: str | None = None,
+    execute: bool = True,
 ) -> list[CursorRow]:
     """Resume a paused group and return the cursors that were paused, as they were.
 
-    `channels`: only these. Raises InvalidReset for an unknown channel, and UnknownGroup.
+    `channels`: only these. `execute=False`: change nothing. Raises InvalidReset for an unknown
+    channel, and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
         now = scalar("read_clock", using)
-        held = cursor_locks.hold(group, channels, using)
+        held = cursor_locks.hold(group, channels, using, lock=execute)
         rows = [row for row in held if row.paused_until is not None and row.paused_until > now]
+        if not execute:
+            transaction.set_rollback(True, using)
+            return rows
         with connections[using].cursor() as cursor:
             run_statement(cursor, "resume_cursors", {"ids": [row.id for row in rows]})
         one_row("wake_workers", using, channels=sorted({row.channel for row in rows}))

@@ -19,6 +19,7 @@ from ..conf import settings
 from ..consuming.outcomes import RATE_SECONDS
 from ..groups import ConsumerGroup, all_groups
 from ..sql import run_statement, with_zones
+from . import cures
 from .pauses import FOREVER
 from .sessions import Holder, Session, floor_holders, worker_sessions
 
@@ -52,6 +53,8 @@ class RangeStatus:
     status: Status
     why: str
     """A sentence; empty when all is well."""
+    cure: str
+    """What an operator can do about it, as a command where there is one; else empty."""
     position: int
     lag: int
     """Messages not handled yet, the ones above the horizon included."""
@@ -69,6 +72,8 @@ class RangeStatus:
     attempts: int
     """Failed attempts of the message at hand."""
     last_error: str
+    failed_position: int | None
+    """Of the message at hand, when it has failed."""
     owner: str
     """The process that is handling a batch of the range, and its session; else empty."""
     generation: int
@@ -124,6 +129,7 @@ class RangeRow:
     rate: float
     attempts: int
     last_error: str
+    failed_position: int | None
     retry_at: datetime.datetime | None
     paused_until: datetime.datetime | None
     leased_until: datetime.datetime | None
@@ -144,8 +150,11 @@ def _range(
     owner = _owner(row, sessions)
     status, why = _judge(row, owner, sessions, patience)
     held_by = next((each for each in holders if each.holds_back([row.channel])), None)
-    if status == "stalled" and not owner and held_by and held_by.floor < row.last_position:
-        why += f"; the horizon is held back by {held_by}"
+    is_blocked = status == "stalled" and not owner and held_by and held_by.floor < row.last_position
+    blocker = held_by if is_blocked else None
+    if blocker is not None:
+        why += f"; the horizon is held back by {blocker}"
+    failed_position = row.failed_position if row.last_error else None
     # The server's clock may have been set back since the last commit.
     idle_seconds = max(0.0, (row.now - row.last_commit_at).total_seconds())
     return RangeStatus(
@@ -155,6 +164,7 @@ def _range(
         slot_to=row.slot_to,
         status=status,
         why=why,
+        cure=cures.of_range(row.group, status, failed_position, blocker),
         position=row.position,
         lag=max(row.messages, int(row.oldest is not None)),
         lag_is_lower_bound=row.is_lower_bound,
@@ -165,6 +175,7 @@ def _range(
         parked=row.parked,
         attempts=row.attempts,
         last_error=row.last_error,
+        failed_position=failed_position,
         owner=owner,
         generation=row.generation,
         last_commit=row.last_commit_at,

@@ -8,6 +8,8 @@ holds the cursor row that covers the key, so no worker can overtake and no secon
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import QuerySet
@@ -25,6 +27,10 @@ from ..exceptions import NotParked, OutboxError
 from ..groups import ConsumerGroup
 from ..models import ParkedMessage
 from . import action_log
+from .parked_selection import Selection
+
+Progress = Callable[[int, int], None]
+"""Called with how many messages were tried, and how many are selected."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,8 +76,7 @@ def list_parked(
     """
     using = log_alias(using)
     name = known_group(group, using)
-    parked = ParkedMessage.objects.using(using).filter(group=name).order_by("position")
-    return parked if key is None else parked.filter(key=key)
+    return Selection(group=name, key=key).rows(using)
 
 
 def redrive(
@@ -79,41 +84,81 @@ def redrive(
     *,
     key: str | None = None,
     position: int | None = None,
+    error: str | None = None,
     everything: bool = False,
     limit: int | None = None,
     dry_run: bool = False,
+    reason: str = "",
+    progress: Progress | None = None,
     using: str | None = None,
 ) -> Redriven:
     """Handle parked messages in this process, in order, each in a transaction of its own.
 
-    Name what to redrive in one of three ways: `key`: the messages of a key; `position`: those of
-    the key of the message there, or it alone when it has none; `everything`: all of the group.
-    `limit`: most messages to try. `dry_run`: change nothing, only count.
+    Name what to redrive in one of four ways: `key`: the messages of a key; `position`: those of
+    the key of the message there, or it alone when it has none; `error`: those of the keys whose
+    first message failed with it (a class, or a part of the text); `everything`: all of the group.
+    `limit`: most messages to try. `dry_run`: change nothing, only count. `reason`: stored in the
+    action log. `progress`: called after each message with how many were tried and are selected.
 
     A message that fails again stays where it is, with its error, and nothing behind it is tried.
     Safe while workers and other redrives run. Raises NotParked when the selection is empty.
     """
     using = log_alias(using)
     the_group = groups.get(group) if isinstance(group, str) else group
-    selected = _select(the_group.name, key, position, everything, using)
+    chosen = {"key": key, "position": position, "error": error, "all": everything or None}
+    selected = _select(the_group.name, chosen, using)
     if dry_run:
         total = sum(parked_key.count for parked_key in selected)
         return Redriven(total if limit is None else min(total, limit), 0, (), total)
     outcomes: list[bool | StillFailing] = []
+    try:
+        for outcome in _try_all(the_group, selected, limit, using):
+            outcomes.append(outcome)
+            if progress is not None:
+                progress(len(outcomes), sum(parked_key.count for parked_key in selected))
+    finally:
+        done = _redriven(the_group.name, selected, outcomes, using)
+        new = {"handled": done.handled, "remaining": done.remaining}
+        action_log.record(
+            "redrive", the_group.name, using=using, old=chosen, new=new, reason=reason
+        )
+    return done
+
+
+def _try_all(
+    group: ConsumerGroup, selected: list[ParkedKey], limit: int | None, using: str
+) -> Iterator[bool | StillFailing]:
+    """Handle keys from the front, each up to a message that fails; at most `limit` messages."""
+    tried = 0
     for parked_key in selected:
-        while limit is None or len(outcomes) < limit:
-            outcome = _try_first(the_group, parked_key, using)
+        while limit is None or tried < limit:
+            outcome = _try_first(group, parked_key, using)
             if outcome is None:
                 break
-            outcomes.append(outcome)
+            tried += 1
+            yield outcome
             if isinstance(outcome, StillFailing):
                 break
+
+
+def _redriven(
+    group: str, selected: list[ParkedKey], outcomes: list[bool | StillFailing], using: str
+) -> Redriven:
+    key = selected[0].key if len(selected) == 1 else None
+    places = {_place(parked_key) for parked_key in selected}
+    left = [each for each in parked_messages.list_keys(group, key, using) if _place(each) in places]
     return Redriven(
         sum(outcome is True for outcome in outcomes),
         sum(outcome is False for outcome in outcomes),
         tuple(outcome for outcome in outcomes if isinstance(outcome, StillFailing)),
-        sum(parked_messages.count(parked_key, using) for parked_key in selected),
+        sum(each.count for each in left),
     )
+
+
+def _place(parked_key: ParkedKey) -> tuple[str, str | None, int | None]:
+    """Return what a key is known by while its first messages go."""
+    alone = parked_key.position if parked_key.key is None else None
+    return parked_key.channel, parked_key.key, alone
 
 
 def discard(
@@ -126,7 +171,7 @@ def discard(
 ) -> Discarded:
     """Drop a parked message for good and record who did so and why.
 
-    `actor`: who; as `actions.actor()` when left out. Raises NotParked.
+    `actor`: who; as `action_log.actor()` when left out. Raises NotParked.
     """
     using = log_alias(using)
     parked = _parked_at(group if isinstance(group, str) else group.name, position, using)
@@ -197,17 +242,22 @@ def _release(
     return left
 
 
-def _select(
-    group: str, key: str | None, position: int | None, everything: bool, using: str
-) -> list[ParkedKey]:
-    if (key is not None) + (position is not None) + everything != 1:
-        raise OutboxError("Redrive one of: key=…, position=…, everything=True.")
+def _select(group: str, chosen: dict[str, Any], using: str) -> list[ParkedKey]:
+    if sum(value is not None for value in chosen.values()) != 1:
+        raise OutboxError("Redrive one of: key=…, position=…, error=…, everything=True.")
+    key, position, error = chosen["key"], chosen["position"], chosen["error"]
     if position is not None:
         parked_key = _key_of(_parked_at(group, position, using))
         return [dataclasses.replace(parked_key, count=parked_messages.count(parked_key, using))]
     selected = parked_messages.list_keys(group, key, using)
     if key is not None and not selected:
         raise NotParked(group=group, wanted=f"with key {key!r}")
+    if error is not None:
+        rows = Selection(group=group, error=error).rows(using)
+        failed = set(rows.values_list("position", flat=True))
+        selected = [each for each in selected if each.position in failed]
+        if not selected:
+            raise NotParked(group=group, wanted=f"with error {error!r}")
     return selected
 
 

@@ -20,10 +20,12 @@ from ..conf import log_alias
 from ..consuming.cursor_rows import CursorRow, known_group
 from ..exceptions import InvalidReset, InvalidSkip
 from ..groups import ConsumerGroup
-from ..sql import one_row, run_statement, scalar
+from ..sql import all_rows, array, one_row, run_statement, scalar
 from . import action_log, cursor_locks
-from .reset_targets import RangePosition, ResetTargets
+from .reset_targets import RangePosition, ResetTargets, Target
 
+EVERYTHING = 2**62
+"""More messages than a log can have."""
 COLUMNS = ["channel", "slot_from", "slot_to", "position"]
 """The columns of the file that `export` writes and `read_file` reads."""
 
@@ -43,6 +45,8 @@ class CursorMove:
     """How many messages will be handled again; when moved forward, how many will not be."""
     clamped: bool
     """Whether the position asked for lies outside the log, so that `new` is another one."""
+    is_lower_bound: bool = False
+    """Whether there may be more messages than were counted."""
 
 
 def reset(
@@ -60,6 +64,7 @@ def reset(
     using: str | None = None,
     execute: bool = True,
     reason: str = "",
+    most: int = EVERYTHING,
 ) -> list[CursorMove]:
     """Move the group's cursors and return the moves; exactly one of the first eight says where.
 
@@ -68,7 +73,9 @@ def reset(
     `to_time`: before the first message published at that time or later; it must have a zone.
     `by_duration`: the same, so long before now. `to_group`: where another group stands.
     `places`: as `read_file` returns them. `channels`: only these. `execute=False`: change
-    nothing. Raises InvalidReset and UnknownGroup.
+    nothing. `most`: messages that are counted for each cursor.
+
+    Raises InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
@@ -85,7 +92,7 @@ def reset(
             places=places,
         )
         rows = cursor_locks.hold(group, channels, using, lock=execute)
-        moves = [_plan(row, target(row), targets, using) for row in rows]
+        moves = _plan(rows, target, targets, most, using)
         if execute:
             _execute(known_group(group, using), rows, moves, reason, using)
         transaction.set_rollback(not execute, using)
@@ -93,17 +100,23 @@ def reset(
 
 
 def skip(
-    group: ConsumerGroup | str, position: int, *, reason: str, using: str | None = None
+    group: ConsumerGroup | str,
+    position: int,
+    *,
+    reason: str,
+    using: str | None = None,
+    execute: bool = True,
 ) -> CursorRow:
     """Move the range of a message past it, unhandled; return the cursor as it was.
 
-    Only the next message of its range can be skipped. Raises InvalidSkip and UnknownGroup.
+    Only the next message of its range can be skipped. `execute=False`: change nothing. Raises
+    InvalidSkip and UnknownGroup.
     """
     using = log_alias(using)
     name = known_group(group, using)
     horizon = message_log.horizon(using)
     with transaction.atomic(using=using):
-        rows = cursor_locks.hold(group, None, using)
+        rows = cursor_locks.hold(group, None, using, lock=execute)
         message = one_row("see_message", using, position=position)
         if message is None:
             raise InvalidSkip(f"There is no message at position {position}.")
@@ -112,6 +125,9 @@ def skip(
         if row is None:
             raise InvalidSkip(f"Group {name!r} does not read channel {channel!r}.")
         _check_is_next(row, position, horizon, using)
+        if not execute:
+            transaction.set_rollback(True, using)
+            return row
         one_row("skip_message", using, id=row.id, position=position)
         one_row("wake_workers", using, channels=[channel])
         what = {"channel": channel, "position": position, "key": key, "type": type_name}
@@ -164,27 +180,43 @@ def read_file(path: Path | str) -> list[RangePosition]:
         raise InvalidReset(f"{path} holds no positions: {error}.") from None
 
 
-def _plan(row: CursorRow, wanted: int, targets: ResetTargets, using: str) -> CursorMove:
-    new = targets.clamp(wanted, row.channel)
-    count = scalar(
-        "count_between",
+def _plan(
+    rows: Sequence[CursorRow], target: Target, targets: ResetTargets, most: int, using: str
+) -> list[CursorMove]:
+    wanted = [target(row) for row in rows]
+    new = [targets.clamp(place, row.channel) for place, row in zip(wanted, rows, strict=True)]
+    counts = _counts_between(rows, new, most, using)
+    return [
+        CursorMove(
+            channel=row.channel,
+            slot_from=row.slot_from,
+            slot_to=row.slot_to,
+            old=row.position,
+            new=to,
+            delta=to - row.position,
+            messages=min(count, most),
+            clamped=to != asked,
+            is_lower_bound=count > most,
+        )
+        for row, to, asked, count in zip(rows, new, wanted, counts, strict=True)
+    ]
+
+
+def _counts_between(
+    rows: Sequence[CursorRow], new: Sequence[int], most: int, using: str
+) -> list[int]:
+    """Return the messages of each range between where it stands and where it goes."""
+    found = all_rows(
+        "count_moves",
         using,
-        channel=row.channel,
-        slot_from=row.slot_from,
-        slot_to=row.slot_to,
-        after=min(row.position, new),
-        until=max(row.position, new),
+        channels=array(row.channel for row in rows),
+        first_slots=array(row.slot_from for row in rows),
+        last_slots=array(row.slot_to for row in rows),
+        starts=array(min(row.position, to) for row, to in zip(rows, new, strict=True)),
+        ends=array(max(row.position, to) for row, to in zip(rows, new, strict=True)),
+        most=most + 1,
     )
-    return CursorMove(
-        channel=row.channel,
-        slot_from=row.slot_from,
-        slot_to=row.slot_to,
-        old=row.position,
-        new=new,
-        delta=new - row.position,
-        messages=count,
-        clamped=new != wanted,
-    )
+    return [count for (count,) in found]
 
 
 def _execute(

@@ -73,15 +73,10 @@ class ResetTargets:
         """
         if time.tzinfo is None:
             raise InvalidReset(f"{time.isoformat()} has no time zone: write it with one.")
-        low, high = self.earliest + 1, self.latest + 1
-        well_before = max(time, FIRST_TIME + CLOCK_SKEW) - CLOCK_SKEW
-        while low < high:
-            middle = (low + high) // 2
-            found = one_row("first_message", self.using, position=middle)
-            if found is None or found[0] > self.latest or found[1] >= well_before:
-                high = middle
-            else:
-                low = found[0] + 1
+        earliest = (FIRST_TIME + datetime.timedelta(days=2)).astimezone(time.tzinfo)
+        well_before = max(time, earliest) - CLOCK_SKEW
+        place = {"low": self.earliest + 1, "high": self.latest + 1, "time": well_before}
+        low = scalar("first_place_of_time", self.using, **place)
         first = scalar("first_message_since", self.using, position=low, time=time)
         return self.latest if first is None else int(first) - 1
 

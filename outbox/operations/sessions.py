@@ -6,11 +6,13 @@ import dataclasses
 import datetime
 from collections.abc import Iterable
 
-from django.db import connections
+from django.db import ProgrammingError, connections, transaction
 
 from .. import message_log
 from ..conf import log_alias
+from ..exceptions import CannotEndSession
 from ..sql import one_row, run_statement, with_zones
+from . import action_log
 
 PREFIX = "outbox:"
 CUT = "..."
@@ -128,14 +130,55 @@ def floor_holders(using: str | None = None) -> list[Holder]:
 def see_horizon(using: str | None = None, channels: Iterable[str] | None = None) -> HorizonStatus:
     """Return the horizon, and who holds it back: of some channels, or the lowest of all."""
     using = log_alias(using)
-    holders = [each for each in floor_holders(using) if each.holds_back(channels)]
-    last_position = message_log.last_position(using)
-    held_by = holders[0] if holders and holders[0].floor < last_position else None
+    return horizon_of(floor_holders(using), message_log.last_position(using), channels)
+
+
+def horizon_of(
+    holders: Iterable[Holder], last_position: int, channels: Iterable[str] | None = None
+) -> HorizonStatus:
+    """Return the horizon that follows from the floors, the lowest first; as `see_horizon`."""
+    held_by = next((each for each in holders if each.holds_back(channels)), None)
+    if held_by is not None and held_by.floor >= last_position:
+        held_by = None
     return HorizonStatus(
         horizon=held_by.floor if held_by else last_position,
         last_position=last_position,
         held_by=held_by,
     )
+
+
+def find_holder(pid: int, using: str | None = None) -> Holder:
+    """Return the session that holds a floor; raises CannotEndSession when it holds none."""
+    for holder in floor_holders(using):
+        if holder.pid == pid:
+            return holder
+    raise CannotEndSession(pid=pid, cause="it holds no floor of this log any more")
+
+
+def end_session(
+    pid: int,
+    since: datetime.datetime | None,
+    *,
+    reason: str,
+    using: str | None = None,
+) -> None:
+    """End a session that holds the horizon back: its transaction is rolled back.
+
+    `since`: when its transaction began; a session that is in another one by now is left alone.
+    Raises CannotEndSession.
+    """
+    using = log_alias(using)
+    holder = find_holder(pid, using)
+    with transaction.atomic(using=using):
+        old = {"pid": pid, "application": holder.application, "user": holder.user}
+        action_log.record("end session", "", using=using, old=old, reason=reason)
+        try:
+            ended = one_row("end_session", using, pid=pid, since=since)
+        except ProgrammingError as error:
+            cause = f"{error}".strip().partition("\n")[0] + "; GRANT pg_signal_backend to this role"
+            raise CannotEndSession(pid=pid, cause=cause) from error
+        if ended is None:
+            raise CannotEndSession(pid=pid, cause="its transaction has ended")
 
 
 def _shown(group: str) -> set[str]:

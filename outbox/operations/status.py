@@ -13,11 +13,11 @@ from django.db import connections
 
 from .. import groups, message_log
 from ..conf import log_alias
-from ..consuming.cursor_rows import known_group
 from ..exceptions import UnknownGroup
 from ..groups import ConsumerGroup
-from ..sql import all_rows, run_statement
+from ..sql import all_rows, array, one_row, run_statement
 from . import action_log as actions
+from . import cures
 from .action_log import Action
 from .range_status import SEVERITY, RangeStatus, Status, read_ranges
 from .sessions import (
@@ -25,8 +25,8 @@ from .sessions import (
     Session,
     SnapshotSession,
     floor_holders,
+    horizon_of,
     oldest_snapshot,
-    see_horizon,
     worker_sessions,
 )
 
@@ -45,6 +45,8 @@ class GroupStatus:
     group: str
     status: Status
     why: str
+    cure: str
+    """What an operator can do about it, as a command where there is one; else empty."""
     position: int
     """The lowest position of its ranges that have something pending, else of all."""
     last_position: int
@@ -62,6 +64,19 @@ class GroupStatus:
     skipped: int
     attempts: int
     last_error: str
+    failed_position: int | None
+    """Of the message whose error that is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overview:
+    """All groups at a glance, and how far the log can be read."""
+
+    groups: list[GroupStatus]
+    """Those with a cursor, by name."""
+    never_run: list[str]
+    """Declared groups for which no worker has run, by name."""
+    horizon: HorizonStatus
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,12 +99,23 @@ class Description:
 
 def list_groups(using: str | None = None) -> list[GroupStatus]:
     """Return the state of every group that has a cursor, by name."""
+    return overview(using).groups
+
+
+def overview(using: str | None = None, *, lag_budget: int = LAG_BUDGET) -> Overview:
+    """Return the state of every group, and of the horizon.
+
+    `lag_budget`: pending messages that are counted, over all cursors.
+    """
     using = log_alias(using)
     sessions, holders = worker_sessions(using), floor_holders(using)
-    ranges = read_ranges(None, sessions, holders, LAG_BUDGET, using)
-    last_position = message_log.last_position(using)
+    ranges = read_ranges(None, sessions, holders, lag_budget, using)
+    last = message_log.last_position(using)
     grouped = itertools.groupby(ranges, key=lambda each: each.group)
-    return [_summary(name, list(parts), sessions, last_position) for name, parts in grouped]
+    found = [_summary(name, list(parts), sessions, last) for name, parts in grouped]
+    known = {each.group for each in found}
+    declared = {group.name for group in groups.all_groups()}
+    return Overview(found, sorted(declared - known), horizon_of(holders, last))
 
 
 def describe(
@@ -100,18 +126,20 @@ def describe(
     `lag_budget`: pending messages that are counted, over all of its cursors.
     """
     using = log_alias(using)
-    name = known_group(group, using)
+    name = group if isinstance(group, str) else group.name
     sessions, holders = worker_sessions(using), floor_holders(using)
     ranges = read_ranges(name, sessions, holders, lag_budget, using)
     channels = {each.channel for each in ranges} or None
     last_position = message_log.last_position(using)
+    if not ranges:
+        name = groups.get(name).name
     return Description(
         summary=_summary(name, ranges, sessions, last_position)
         if ranges
         else _never_run(name, last_position, using),
         ranges=ranges,
         workers=[session for session in sessions if session.serves(name)],
-        horizon=see_horizon(using, channels),
+        horizon=horizon_of(holders, last_position, channels),
         actions=actions.latest(name, LATEST_ACTIONS, using),
         oldest_snapshot=oldest_snapshot(using),
         skipped_types=_skipped_types(name, ranges, using),
@@ -189,6 +217,7 @@ def _summary(
         group=group,
         status=worst.status,
         why=worst.why,
+        cure=worst.cure,
         position=min(each.position for each in pending or ranges),
         last_position=last_position,
         lag=sum(each.lag for each in ranges),
@@ -202,6 +231,7 @@ def _summary(
         skipped=sum(each.skipped for each in ranges),
         attempts=failing.attempts,
         last_error=failing.last_error,
+        failed_position=failing.failed_position,
     )
 
 
@@ -212,13 +242,14 @@ def _skipped_types(name: str, ranges: Sequence[RangeStatus], using: str) -> dict
     except UnknownGroup:
         return {}
     skipped: collections.Counter[str] = collections.Counter()
-    for channel in group.channels:
-        ends = [each.position for each in ranges if each.channel == channel]
-        look: dict[str, Any] = {"channel": channel, "until": min(ends, default=0)}
-        routes = group.routes(channel)
-        for type_name, count in all_rows("count_types", using, most=LATEST_MESSAGES, **look):
-            if type_name not in routes:
-                skipped[type_name] += count
+    ends = {
+        channel: min((each.position for each in ranges if each.channel == channel), default=0)
+        for channel in group.channels
+    }
+    places: dict[str, Any] = {"channels": array(ends), "ends": array(ends.values())}
+    for channel, type_name, count in all_rows("count_types", using, most=LATEST_MESSAGES, **places):
+        if type_name not in group.routes(channel):
+            skipped[type_name] += count
     return dict(sorted(skipped.items()))
 
 
@@ -226,16 +257,19 @@ def _never_run(name: str, last_position: int, using: str) -> GroupStatus:
     """A group that is declared and has no cursor yet: all that it will begin with is pending."""
     group = groups.get(name)
     channels = group.channels if group.start == "earliest" else ()
-    backlogs = [_backlog(channel, using) for channel in channels]
+    look: dict[str, Any] = {"channels": array(channels), "most": LAG_BUDGET}
+    found = one_row("see_backlog", using, **look) if channels else None
+    lag, is_lower_bound, seconds = found or (0, False, 0.0)
     return GroupStatus(
         group=name,
         status="stopped",
         why="no worker has run for it yet",
+        cure=cures.start(name),
         position=0 if channels else last_position,
         last_position=last_position,
-        lag=sum(messages for messages, _, _ in backlogs),
-        lag_is_lower_bound=any(is_lower_bound for _, is_lower_bound, _ in backlogs),
-        lag_seconds=max((seconds for _, _, seconds in backlogs), default=0.0),
+        lag=lag,
+        lag_is_lower_bound=is_lower_bound,
+        lag_seconds=seconds or 0.0,
         rate=0.0,
         parked=0,
         workers=0,
@@ -244,11 +278,5 @@ def _never_run(name: str, last_position: int, using: str) -> GroupStatus:
         skipped=0,
         attempts=0,
         last_error="",
+        failed_position=None,
     )
-
-
-def _backlog(channel: str, using: str) -> tuple[int, bool, float]:
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "see_backlog", {"channel": channel, "most": LAG_BUDGET})
-        messages, is_lower_bound, seconds = cursor.fetchone()
-    return messages, is_lower_bound, seconds

@@ -52,6 +52,30 @@ WHERE position >= %(position)s
 ORDER BY position
 LIMIT 1
 
+-- name: first_place_of_time
+-- Halves the positions by the primary key: where times of publication reach a time.
+WITH RECURSIVE search (low, high) AS (
+    SELECT %(low)s::bigint, %(high)s::bigint
+    UNION ALL
+    SELECT
+        CASE WHEN is_before THEN found.position + 1 ELSE low END,
+        CASE WHEN is_before THEN high ELSE middle END
+    FROM search
+    CROSS JOIN LATERAL (SELECT (low + high) / 2) AS half (middle)
+    LEFT JOIN LATERAL (
+        SELECT position, created_at
+        FROM outbox_message
+        WHERE position >= middle
+        ORDER BY position
+        LIMIT 1
+    ) AS found ON true
+    CROSS JOIN LATERAL (
+        SELECT COALESCE(found.position < high AND found.created_at < %(time)s, false)
+    ) AS place (is_before)
+    WHERE low < high
+)
+SELECT low FROM search WHERE low >= high
+
 -- name: first_message_since
 -- Walks the primary key from a position to the first message of a time.
 SELECT position
@@ -68,14 +92,25 @@ CROSS JOIN LATERAL (
     SELECT max(position) AS position FROM outbox_message WHERE channel = of.channel
 ) AS last
 
--- name: count_between
--- Walks outbox_message_by_channel, filtering slots inside the index; takes no lock.
-SELECT count(*)
-FROM outbox_message
-WHERE channel = %(channel)s
-  AND position > %(after)s
-  AND position <= %(until)s
-  AND slot BETWEEN %(slot_from)s AND %(slot_to)s
+-- name: count_moves
+-- Walks outbox_message_by_channel for each range, filtering slots inside the index; takes no lock.
+SELECT (
+    SELECT count(*)
+    FROM (
+        SELECT
+        FROM outbox_message AS m
+        WHERE m.channel = moves.channel
+          AND m.position > moves.after
+          AND m.position <= moves.until
+          AND m.slot BETWEEN moves.first_slot AND moves.last_slot
+        LIMIT %(most)s
+    ) AS counted
+)
+FROM unnest(
+    %(channels)s::text[], %(first_slots)s::int[], %(last_slots)s::int[],
+    %(starts)s::bigint[], %(ends)s::bigint[]
+) WITH ORDINALITY AS moves (channel, first_slot, last_slot, after, until, number)
+ORDER BY number
 
 -- name: read_log
 -- Walks outbox_message_by_channel, or the primary key when no channel is given.
@@ -106,3 +141,54 @@ LIMIT %(most)s
 -- name: read_clock
 -- The database's clock.
 SELECT clock_timestamp()
+
+-- name: walk_log_back
+-- Walks outbox_message_by_channel, or the primary key, back from a position over at most `walked`
+-- rows; returns what fits of them, the last first, and in each row where the walk ended.
+WITH walked AS MATERIALIZED (
+    SELECT position, channel, key, type, created_at
+    FROM outbox_message
+    WHERE position < %(start)s AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+      AND (%(key)s::text IS NULL OR slot = (hashtextextended(%(key)s, 0) & 32767)::smallint)
+    ORDER BY position DESC
+    LIMIT %(walked)s
+), fitting AS (
+    SELECT position, channel, key, type, created_at
+    FROM walked
+    WHERE (%(type)s::text IS NULL OR type = %(type)s) AND (%(key)s::text IS NULL OR key = %(key)s)
+    ORDER BY position DESC
+    LIMIT %(most)s
+)
+SELECT ended.position, ended.rows, fitting.*
+FROM (SELECT min(position) AS position, count(*) AS rows FROM walked) AS ended
+LEFT JOIN fitting ON true
+ORDER BY fitting.position DESC
+
+-- name: walk_log_forward
+-- The same, forward from a position.
+WITH walked AS MATERIALIZED (
+    SELECT position, channel, key, type, created_at
+    FROM outbox_message
+    WHERE position > %(start)s AND (%(channel)s::text IS NULL OR channel = %(channel)s)
+      AND (%(key)s::text IS NULL OR slot = (hashtextextended(%(key)s, 0) & 32767)::smallint)
+    ORDER BY position
+    LIMIT %(walked)s
+), fitting AS (
+    SELECT position, channel, key, type, created_at
+    FROM walked
+    WHERE (%(type)s::text IS NULL OR type = %(type)s) AND (%(key)s::text IS NULL OR key = %(key)s)
+    ORDER BY position
+    LIMIT %(most)s
+)
+SELECT ended.position, ended.rows, fitting.*
+FROM (SELECT max(position) AS position, count(*) AS rows FROM walked) AS ended
+LEFT JOIN fitting ON true
+ORDER BY fitting.position
+
+-- name: see_readers
+-- Reads the cursors whose range covers a slot of a channel, and what they parked at a position.
+SELECT c."group", c.position, p.id, COALESCE(p.reason, ''), COALESCE(p.error, '')
+FROM outbox_cursor AS c
+LEFT JOIN outbox_parked_message AS p ON p."group" = c."group" AND p.position = %(position)s
+WHERE c.channel = %(channel)s AND %(slot)s BETWEEN c.slot_from AND c.slot_to
+ORDER BY c."group"

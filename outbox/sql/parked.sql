@@ -115,3 +115,32 @@ WHERE "group" = %(group)s
   AND channel = %(channel)s
   AND slot BETWEEN %(slot_from)s AND %(slot_to)s
   AND position > %(position)s
+
+-- name: discard_parked
+-- Under lock_cursors, by outbox_parked_once; messages below counted_from are not counted there.
+-- Returns the keys that have no other parked message.
+WITH dropped AS (
+    DELETE FROM outbox_parked_message
+    WHERE "group" = %(group)s AND position = ANY(%(positions)s::bigint[])
+    RETURNING "group", channel, slot, key, position
+), counted AS (
+    SELECT c.id, count(*) AS parked, count(*) FILTER (WHERE d.position > c.counted_from) AS skipped
+    FROM dropped AS d
+    JOIN outbox_cursor AS c
+        ON c."group" = d."group" AND c.channel = d.channel
+       AND d.slot BETWEEN c.slot_from AND c.slot_to
+    GROUP BY c.id
+), changed AS (
+    UPDATE outbox_cursor AS c
+    SET parked = c.parked - counted.parked, skipped = c.skipped + counted.skipped
+    FROM counted
+    WHERE c.id = counted.id
+)
+SELECT DISTINCT d.channel, d.key
+FROM dropped AS d
+WHERE d.key IS NOT NULL AND NOT EXISTS (
+    SELECT
+    FROM outbox_parked_message AS p
+    WHERE p."group" = d."group" AND p.channel = d.channel AND p.slot = d.slot AND p.key = d.key
+      AND p.position <> ALL(%(positions)s::bigint[])
+)

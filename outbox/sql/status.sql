@@ -4,7 +4,7 @@
 -- Reads the cursors; walks outbox_message_by_channel up to a number of messages for all of them.
 SELECT
     id, "group", channel, slot_from, slot_to, position, max_position, generation, processed,
-    skipped, parked, attempts, last_error, retry_at, paused_until, leased_until, leased_by,
+    skipped, parked, attempts, last_error, failed_position, retry_at, paused_until, leased_until, leased_by,
     last_served_at, last_commit_at, rate, backlog.messages, backlog.is_lower_bound, backlog.oldest,
     clock_timestamp() AS now, outbox_last_position() AS last_position,
     COALESCE((
@@ -24,22 +24,26 @@ ORDER BY "group", channel, slot_from
 -- name: see_backlog
 -- Walks outbox_message_by_channel: all that a group without a cursor has before it.
 SELECT
-    messages,
-    is_lower_bound,
-    GREATEST(extract(epoch FROM clock_timestamp() - oldest), 0)::float8
-FROM outbox_backlog(%(channel)s, 0, 0, 32767, %(most)s)
+    COALESCE(sum(messages), 0)::bigint,
+    COALESCE(bool_or(is_lower_bound), false),
+    GREATEST(extract(epoch FROM clock_timestamp() - min(oldest)), 0)::float8
+FROM unnest(%(channels)s::text[]) AS of (channel)
+CROSS JOIN LATERAL outbox_backlog(
+    channel, 0, 0, 32767, %(most)s / cardinality(%(channels)s::text[])
+)
 
 -- name: count_types
--- Walks outbox_message_by_channel backwards from a position; takes no lock.
-SELECT type, count(*)
-FROM (
+-- Walks outbox_message_by_channel backwards from a position of each channel; takes no lock.
+SELECT of.channel, latest.type, count(*)
+FROM unnest(%(channels)s::text[], %(ends)s::bigint[]) AS of (channel, until)
+CROSS JOIN LATERAL (
     SELECT type
     FROM outbox_message
-    WHERE channel = %(channel)s AND position <= %(until)s
+    WHERE channel = of.channel AND position <= of.until
     ORDER BY position DESC
     LIMIT %(most)s
 ) AS latest
-GROUP BY type
+GROUP BY of.channel, latest.type
 
 -- name: see_workers
 -- Reads the sessions of this database that call themselves workers, and the claims they hold.
@@ -148,3 +152,9 @@ WHERE datname = current_database()
   AND pid <> pg_backend_pid()
 ORDER BY age(backend_xmin) DESC, xact_start
 LIMIT 1
+
+-- name: end_session
+-- Ends a session of this database while it is in the transaction that began then.
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity
+WHERE pid = %(pid)s AND datname = current_database() AND xact_start = %(since)s

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,8 +17,8 @@ from django.core.management.color import Style
 
 from ...sql import zoned
 
-WIDTH = 100
-"""Columns that a table should fit into; text in its last and first column is cut for that."""
+UNLIMITED = 10**9
+"""Columns of an output that is no terminal: nothing is cut there."""
 NARROWEST = 12
 """Characters that are left of a column in any case."""
 
@@ -40,6 +41,16 @@ class Printer:
         self.stderr = stderr
         self.style = style
         self.as_json = as_json
+
+    @property
+    def width(self) -> int:
+        """Columns that a table should fit into; its last and first column are cut for that."""
+        return shutil.get_terminal_size().columns if self.stdout.isatty() else UNLIMITED
+
+    def clear(self) -> None:
+        """Empty the screen, if there is one."""
+        if self.stdout.isatty():
+            self.stdout.write("\x1b[2J\x1b[H", ending="")
 
     def json(self, value: Any) -> None:
         """Write one JSON document, on one line."""
@@ -71,7 +82,7 @@ class Printer:
         shown = [(label, text) for label, text in pairs if text]
         width = max(len(label) for label, _ in shown)
         for label, text in shown:
-            lines = textwrap.wrap(text, WIDTH - width - 2)
+            lines = textwrap.wrap(text, max(NARROWEST, min(self.width, 10_000) - width - 2))
             for name, line in zip([label, *[""] * len(lines)], lines, strict=False):
                 self.line(f"{name:<{width}}  {line}")
 
@@ -82,9 +93,9 @@ class Printer:
         titles = [name.lstrip("<") for name in names]
         cells = [[_text(value) for value in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
-        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
+        gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= self.width else " "
         for column in (-1, 0):
-            surplus = sum(widths) + len(gap) * (len(widths) - 1) - WIDTH
+            surplus = sum(widths) + len(gap) * (len(widths) - 1) - self.width
             if surplus > 0 and left[column]:
                 widths[column] = min(widths[column], max(NARROWEST, widths[column] - surplus))
         for line in [titles, *cells]:

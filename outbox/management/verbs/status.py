@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import time
 from typing import Any
 
 from django.core.management.base import CommandError
 
 from ... import groups
 from ...checks import log_faults
-from ...operations import redrives, retention_status, status
+from ...operations import cures, redrives, retention_status, status
 from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus, SnapshotSession
 from ...operations.status import Description, GroupStatus
@@ -21,14 +23,38 @@ from .redrives import print_parked
 from .relays import print_answers
 from .verb import Verb, failed_check, seconds, whole
 
+WATCH_SECONDS = 2.0
+SHORTEST_WATCH = 0.1
+
 
 class Groups(Verb):
     """list the groups with their status and lag"""
 
     name = "groups"
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument(
+            "--watch",
+            type=seconds,
+            nargs="?",
+            const=WATCH_SECONDS,
+            metavar="S",
+            help=f"look again every S seconds ({WATCH_SECONDS:g}) until Ctrl-C",
+        )
+
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write a line per group."""
+        """Write a line per group and their total; with --watch again and again."""
+        if options["watch"] is None:
+            return self._look(printer, options)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                printer.clear()
+                self._look(printer, options)
+                printer.flush()
+                time.sleep(max(options["watch"], SHORTEST_WATCH))
+
+    def _look(self, printer: Printer, options: dict[str, Any]) -> None:
         states = status.list_groups(options["database"])
         for fault in log_faults(options["database"]):
             printer.note(f"{fault.msg} Run: {fault.hint}")
@@ -38,7 +64,7 @@ class Groups(Verb):
             return printer.json(states)
         printer.table(
             "<GROUP <STATUS POSITION HEAD LAG LAG-SECONDS RATE/S PARKED WORKERS LAST-COMMIT",
-            [_row(state) for state in states],
+            [*[_row(state) for state in states], *_total(states)],
         )
         known = {state.group for state in states}
         idle = [group.name for group in groups.all_groups() if group.name not in known]
@@ -119,6 +145,17 @@ class Check(Verb):
             raise failed_check(f"{state.group}: {'; '.join(past)}")
 
 
+def _total(states: list[GroupStatus]) -> list[list[Any]]:
+    if len(states) < 2:
+        return []
+    lag = at_least(
+        sum(state.lag for state in states), any(state.lag_is_lower_bound for state in states)
+    )
+    oldest, rate = max(state.lag_seconds for state in states), sum(state.rate for state in states)
+    parked = sum(state.parked for state in states)
+    return [["total", None, None, None, lag, oldest, rate, parked, None, None]]
+
+
 def _row(state: GroupStatus) -> list[Any]:
     return [
         state.group,
@@ -143,10 +180,14 @@ def _print_summary(printer: Printer, description: Description) -> None:
     pairs = [
         ("GROUP", state.group),
         ("STATUS", printer.status(state.status) + why),
+        ("WAY OUT", state.cure),
+        ("ERROR", state.last_error),
+        ("", cures.failed(state.group, state.failed_position) if state.failed_position else ""),
         ("POSITION", f"{state.position} of {state.last_position}"),
         ("LAG", f"{lag} messages{oldest}"),
         ("RATE", f"{state.rate:.1f} messages/s, last commit {ago(state.last_commit)}"),
         ("DONE", done),
+        ("", cures.parked(state.group) if state.parked else ""),
         *_skipped_lines(description.skipped_types),
         ("WORKERS", str(state.workers)),
         *_horizon_lines(description.horizon),

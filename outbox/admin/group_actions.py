@@ -1,0 +1,325 @@
+"""What each action on a group shows as its plan and does: the functions of the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from typing import Any, ClassVar
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from ..consuming.cursor_rows import CursorRow
+from ..exceptions import ScaleUnfinished
+from ..operations import (
+    discards,
+    forgetting,
+    parked_selection,
+    pauses,
+    range_status,
+    redrives,
+    replay,
+    scaling,
+)
+from ..operations.parked_selection import Selection
+from ..operations.plans import Facts
+from ..sql import zoned
+from . import forms
+
+COUNTED = 100_000
+"""Messages that the plan of a reset counts for each range."""
+SCALE_SECONDS = 5.0
+"""How long a request waits until workers have brought ranges together for a merge."""
+
+Done = tuple[bool, str]
+"""Whether all was done, and a sentence about it."""
+
+
+class Action:
+    """An action on a group, with the choices of its form."""
+
+    name: ClassVar[str]
+    title: ClassVar[str | Promise]
+    form: ClassVar[type[forms.ChoicesForm]]
+    asks: ClassVar[bool] = True
+    """Whether its form must be filled in before there is a plan."""
+    is_one_transaction: ClassVar[bool] = True
+    """Whether plan and change happen in one transaction that holds the group's cursor rows."""
+
+    def __init__(self, group: str, choice: dict[str, Any], using: str) -> None:
+        self.group, self.choice, self.using = group, choice, using
+
+    def facts(self) -> Facts:
+        """Return the plan; changes nothing."""
+        raise NotImplementedError
+
+    def carried(self) -> dict[str, str]:
+        """Return what the confirmation must know beside the choice."""
+        return {}
+
+    def execute(self, reason: str) -> Done:
+        """Do it."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> list[str] | None:
+        """The chosen channel; None: all."""
+        return [self.choice["channel"]] if self.choice.get("channel") else None
+
+
+class Pause(Action):
+    name, title, form, asks = "pause", gettext_lazy("Pause"), forms.PauseForm, False
+
+    def _rows(self, reason: str, execute: bool) -> list[CursorRow]:
+        until = self.choice["until"]
+        return pauses.pause(
+            self.group,
+            until=zoned(until) if until else None,
+            channels=self.channels,
+            reason=reason,
+            using=self.using,
+            execute=execute,
+        )
+
+    def facts(self) -> Facts:
+        """Return for each range until when it is paused now and will be."""
+        until = self.choice["until"]
+        new = zoned(until).isoformat() if until else _("until it is resumed")
+        return {_range(row): f"{_pause_of(row)} → {new}" for row in self._rows("", False)}
+
+    def execute(self, reason: str) -> Done:
+        """Pause the ranges."""
+        return True, _ranges(len(self._rows(reason, True)))
+
+
+class Resume(Action):
+    name, title, form, asks = "resume", gettext_lazy("Resume"), forms.ChannelForm, False
+
+    def _rows(self, reason: str, execute: bool) -> list[CursorRow]:
+        return pauses.resume(
+            self.group, channels=self.channels, reason=reason, using=self.using, execute=execute
+        )
+
+    def facts(self) -> Facts:
+        """Return the ranges that are paused now."""
+        return {_range(row): f"{_pause_of(row)} → {_('running')}" for row in self._rows("", False)}
+
+    def execute(self, reason: str) -> Done:
+        """Resume the ranges."""
+        return True, _ranges(len(self._rows(reason, True)))
+
+
+class Reset(Action):
+    name, title, form = "reset", gettext_lazy("Reset"), forms.ResetForm
+
+    def _moves(self, reason: str, execute: bool) -> list[replay.CursorMove]:
+        return replay.reset(
+            self.group,
+            **self.choice["target"],
+            channels=self.channels,
+            using=self.using,
+            execute=execute,
+            reason=reason,
+            most=COUNTED,
+        )
+
+    def facts(self) -> Facts:
+        """Return from where to where each range moves, and which messages that means."""
+        self.moves = self._moves("", False)
+        return {_range(move): _move(move) for move in self.moves}
+
+    def carried(self) -> dict[str, str]:
+        """Return the positions of the plan: they are what is confirmed."""
+        places = [[move.channel, move.slot_from, move.slot_to, move.new] for move in self.moves]
+        return {"places": json.dumps(places)}
+
+    def execute(self, reason: str) -> Done:
+        """Move the ranges."""
+        return True, _ranges(len(self._moves(reason, True)))
+
+
+class Scale(Action):
+    name, title, form = "scale", gettext_lazy("Scale"), forms.ScaleForm
+    is_one_transaction = False
+
+    def facts(self) -> Facts:
+        """Return how many ranges there are and will be, by channel."""
+        ranges = range_status.current(self.group, 0, self.using)
+        return {
+            name: f"{sum(each.channel == name for each in ranges)} → {self.choice['to']}"
+            for name in sorted({each.channel for each in ranges})
+            if name in (self.channels or [name])
+        }
+
+    def execute(self, reason: str) -> Done:
+        """Split ranges, or merge them as far as workers bring them together meanwhile."""
+        try:
+            ranges = scaling.scale(
+                self.group,
+                self.choice["to"],
+                channel=self.choice["channel"] or None,
+                using=self.using,
+                timeout=SCALE_SECONDS,
+                reason=reason,
+            )
+        except ScaleUnfinished as error:
+            return False, str(error)
+        return True, _ranges(len(ranges))
+
+
+class Skip(Action):
+    name, title, form = "skip", gettext_lazy("Skip a message"), forms.SkipForm
+
+    def _row(self, reason: str, execute: bool) -> CursorRow:
+        position = self.choice["position"]
+        return replay.skip(self.group, position, reason=reason, using=self.using, execute=execute)
+
+    def facts(self) -> Facts:
+        """Return from where the range moves past the message."""
+        row = self._row("", False)
+        effect = f"{_messages(1)} {_('not handled')}"
+        return {_range(row): f"{row.position} → {self.choice['position']}: {effect}"}
+
+    def execute(self, reason: str) -> Done:
+        """Move the range past the message."""
+        row = self._row(reason, True)
+        return True, f"{row.channel}: {row.position} → {self.choice['position']}"
+
+
+class Redrive(Action):
+    name, title, form = "redrive", gettext_lazy("Redrive"), forms.RedriveForm
+    is_one_transaction = False
+
+    @property
+    def which(self) -> dict[str, Any]:
+        """The selection as `redrives.redrive` takes it."""
+        choice = self.choice
+        return {
+            "key": choice["key"] or None,
+            "position": choice["position"],
+            "error": choice["error"] or None,
+            "everything": choice["all"],
+        }
+
+    def facts(self) -> Facts:
+        """Return how many parked messages would be tried."""
+        found = redrives.redrive(
+            self.group, **self.which, dry_run=True, limit=self._limit, using=self.using
+        )
+        return {_("selected"): _messages(found.remaining), _("tried"): _messages(found.handled)}
+
+    def execute(self, reason: str) -> Done:
+        """Handle the messages again, in this process."""
+        done = redrives.redrive(
+            self.group, **self.which, limit=self._limit, reason=reason, using=self.using
+        )
+        text = _(
+            "%(handled)s handled, %(skipped)s skipped, %(failed)s failed again, "
+            "%(left)s parked still"
+        ) % {
+            "handled": done.handled,
+            "skipped": done.skipped,
+            "failed": len(done.failed),
+            "left": done.remaining,
+        }
+        first = f" ({done.failed[0].position}: {done.failed[0].error})" if done.failed else ""
+        return not done.failed, text + first
+
+    @property
+    def _limit(self) -> int:
+        return self.choice["limit"] or forms.MOST_TRIED
+
+
+class Discard(Action):
+    name, title, form = "discard", gettext_lazy("Discard"), forms.DiscardForm
+
+    @property
+    def selection(self) -> Selection:
+        """The parked messages of the form."""
+        choice = self.choice
+        return Selection(
+            group=self.group,
+            position=choice["position"],
+            key=choice["key"] or None,
+            error=choice["error"] or None,
+            reason=choice["kind"] or None,
+            since=zoned(choice["since"]) if choice["since"] else None,
+            until=zoned(choice["until"]) if choice["until"] else None,
+        )
+
+    def facts(self) -> Facts:
+        """Return the selection in numbers."""
+        return _total(
+            discards.discard_all(self.selection, reason="", execute=False, using=self.using)
+        )
+
+    def execute(self, reason: str) -> Done:
+        """Delete the selected parked messages."""
+        done = discards.discard_all(self.selection, reason=reason, using=self.using)
+        return True, _messages(done.messages)
+
+
+class Forget(Action):
+    name, title, form, asks = "forget", gettext_lazy("Forget"), forms.ChannelForm, False
+
+    def _found(self, reason: str, execute: bool) -> list[forgetting.Forgotten]:
+        channel = self.choice["channel"] or None
+        return forgetting.forget(
+            self.group, channel=channel, reason=reason, execute=execute, using=self.using
+        )
+
+    def facts(self) -> Facts:
+        """Return what the group has in each channel."""
+        return {
+            each.channel: f"{_ranges(each.ranges)}, {_messages(each.parked)} {_('parked')}"
+            for each in self._found("", False)
+        }
+
+    def execute(self, reason: str) -> Done:
+        """Delete the cursors and parked messages."""
+        return True, ", ".join(each.channel for each in self._found(reason, True))
+
+
+ACTIONS: dict[str, type[Action]] = {
+    each.name: each for each in (Pause, Resume, Scale, Reset, Skip, Redrive, Discard, Forget)
+}
+
+
+def _range(row: CursorRow | replay.CursorMove) -> str:
+    return f"{row.channel} {row.slot_from}-{row.slot_to}"
+
+
+def _pause_of(row: CursorRow) -> str:
+    until = row.paused_until
+    if until is None or until <= datetime.datetime.now(datetime.UTC):
+        return _("running")
+    return _("until it is resumed") if until == pauses.FOREVER else until.isoformat()
+
+
+def _move(move: replay.CursorMove) -> str:
+    count = _messages(move.messages, move.is_lower_bound)
+    effect = _("handled again") if move.delta < 0 else _("not handled")
+    clamped = _("; brought to where the log goes") if move.clamped else ""
+    return f"{move.old} → {move.new}: {count} {effect}{clamped}"
+
+
+def _messages(count: int, is_lower_bound: bool = False) -> str:
+    shown = f"{count}+" if is_lower_bound else str(count)
+    return ngettext("%(n)s message", "%(n)s messages", count) % {"n": shown}
+
+
+def _ranges(count: int) -> str:
+    return ngettext("%(n)s range", "%(n)s ranges", count) % {"n": count}
+
+
+def _total(found: parked_selection.Total) -> Facts:
+    numbers = dataclasses.asdict(found)
+    names = {
+        "messages": _("messages"),
+        "keys": _("keys"),
+        "first_position": _("first position"),
+        "last_position": _("last position"),
+    }
+    return {names[name]: str(value) for name, value in numbers.items()}
