@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -63,6 +64,8 @@ class Rack:
 
         self.server.create_database("soak")
         django.setup()
+        # What a redrive here logs is no finding.
+        logging.getLogger("outbox").setLevel(logging.CRITICAL)
         call_command("migrate", verbosity=0)
         with connection.cursor() as cursor:
             for each in segments.list_segments():
