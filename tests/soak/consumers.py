@@ -15,7 +15,7 @@ from tests.soak import facts
 from tests.soak.events import Followed, Ordered, Quoted
 
 PATIENT = outbox.Retry(max_attempts=1000, base=0.05, max_delay=0.5)
-LEASE = 1.5
+LEASE = 0.6
 
 slowness = random.Random()
 
@@ -75,9 +75,9 @@ def write(pairs: list[tuple[Any, outbox.Message]]) -> None:
         cursor.executemany(INSERT, rows)
 
 
-def dawdle(longest: float = 0.3) -> None:
+def dawdle(longest: float = 0.3, chance: float = 0.004) -> None:
     """Take long, once in a few hundred calls."""
-    if slowness.random() < 0.004:
+    if slowness.random() < chance:
         time.sleep(slowness.uniform(0, longest))
 
 
@@ -88,7 +88,7 @@ def journal(event: Any, message: outbox.Message) -> None:
 
 
 def journal_leased(event: Any, message: outbox.Message) -> None:
-    dawdle(2 * LEASE)
+    dawdle(4 * LEASE, chance=0.02)
     write([(event, message)])
 
 

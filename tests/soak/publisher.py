@@ -33,11 +33,26 @@ from tests.soak.events import Ordered, Quoted
 KEYS = 40
 COUNTERS = 20
 ACCOUNTS = 12
-LARGEST_LAG = 500
-"""Positions; above it publishers wait for the slowest group."""
+MOST_PENDING = 400
+"""Messages of a range; above it publishers wait for the slowest group."""
 INSERT = """
     INSERT INTO outbox_message (channel, key, type, payload)
     VALUES ('orders', %s, 'Imported', jsonb_build_object('key', %s::text, 'n', %s::bigint))
+"""
+BEHIND = """
+    SELECT EXISTS (
+        SELECT FROM outbox_cursor AS c
+        WHERE c.channel IN ('orders', 'quotes')
+          AND (
+              SELECT count(*) >= %s
+              FROM (
+                  SELECT FROM outbox_message AS m
+                  WHERE m.channel = c.channel AND m.position > c.position
+                    AND m.slot BETWEEN c.slot_from AND c.slot_to
+                  LIMIT %s
+              ) AS pending
+          )
+    )
 """
 COPY = "COPY outbox_message (channel, key, type, payload) FROM STDIN"
 
@@ -189,12 +204,9 @@ class Publisher:
 
     def is_too_far_ahead(self) -> bool:
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT outbox_last_position() - min(position) FROM outbox_cursor"
-                " WHERE channel IN ('orders', 'quotes') AND paused_until IS NULL"
-            )
-            (lag,) = cursor.fetchone()
-        return bool(lag and lag > LARGEST_LAG)
+            cursor.execute(BEHIND, [MOST_PENDING, MOST_PENDING])
+            (is_behind,) = cursor.fetchone()
+        return bool(is_behind)
 
 
 def main(seed: str, acks: str) -> None:
