@@ -17,6 +17,8 @@ NAMES = (
     "scaling",
     "monitoring",
     "pgpubsub",
+    "streams",
+    "retention",
 )
 
 

@@ -19,6 +19,13 @@ class OrderPlaced(outbox.Event, channel=CHANNEL, key="order_id"):
     address: str
 
 
+class Paid(outbox.Event, channel="balances", key="account", stream=True):
+    """An event of a stream."""
+
+    account: str
+    amount: Decimal
+
+
 def orders(count: int, first: int = 1_000_000) -> list[OrderPlaced]:
     """Return `count` different events of 1,000 customers."""
     return [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from django.db import models
 from django.utils import timezone
 
 import outbox
+from benchmarks.events import Paid
 from outbox.models import SLOTS, ClockTimestamp
 
 
@@ -76,3 +79,15 @@ class CapturedWork(Work):
 
 class NotifiedWork(Work):
     """Captured by django-pgpubsub, where it is installed."""
+
+
+class Balance(outbox.Aggregate, channel="balances"):
+    """An event-sourced row."""
+
+    account = models.CharField(primary_key=True, max_length=40)
+    amount = models.DecimalField(max_digits=12, decimal_places=2, default=Decimal(0))
+
+    @outbox.applies(Paid)
+    def paid(self, event: Paid) -> None:
+        """Add an amount."""
+        self.amount += event.amount

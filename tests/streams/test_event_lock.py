@@ -173,3 +173,52 @@ def test_the_commands(tmp_path, capsys):
     file.write_text("{}")
     with pytest.raises(CommandError, match="no lock file"):
         call_command("outbox", "events", "check", "--file", str(file))
+
+
+@pytest.mark.django_db
+def test_an_event_of_version_four_reads_what_versions_one_to_three_stored(registry):
+    """Each upgrade is a step of the chain; messages of all versions are read as the newest class."""
+    from django.db import transaction
+
+    declare({"id": (int,), "name": (str,)})
+    versions = [
+        ({"id": (int,), "name": (str,)}, {"id": 1, "name": "Ann Lee"}),
+        ({"id": (int,), "first": (str,), "last": (str,)}, {"id": 1, "first": "Bo", "last": "Ek"}),
+        ({"id": (int,), "full": (str,)}, {"id": 1, "full": "Cy Fox"}),
+    ]
+
+    def upgrade(cls, payload, version):
+        if version < 2:
+            first, _, last = payload.pop("name").partition(" ")
+            payload |= {"first": first, "last": last}
+        if version < 3:
+            payload["full"] = f"{payload.pop('first')} {payload.pop('last')}"
+        if version < 4:
+            payload["initials"] = "".join(word[0] for word in payload.pop("full").split())
+        return payload
+
+    with transaction.atomic():
+        for number, (fields, values) in enumerate(versions, 1):
+            outbox.publish(declare(fields, version=number)(**values))
+    newest = declare({"id": (int,), "initials": (str,)}, version=4)
+    newest.upgrade = classmethod(upgrade)
+    stored = outbox.models.Message.objects.order_by("position")
+
+    assert [
+        events.decode(
+            events.Message(
+                each.position,
+                each.channel,
+                each.key,
+                each.type,
+                1,
+                False,
+                "",
+                msgspec.json.encode(each.payload).decode(),
+                msgspec.json.encode(each.headers).decode(),
+                "",
+            ),
+            newest,
+        ).initials
+        for each in stored
+    ] == ["AL", "BE", "CF"]

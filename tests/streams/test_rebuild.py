@@ -1,0 +1,74 @@
+"""`outbox rebuild` of many rows while writers go on, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from decimal import Decimal
+
+import pytest
+from django.db import connections, transaction
+
+import outbox
+from tests.bank.models import Account, Deposited
+from tests.support.processes import manage, start_manage
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
+ROWS = int(os.environ.get("OUTBOX_TEST_AGGREGATES", "3000"))
+"""Aggregates; more than two thousand, since progress is told every thousand rows."""
+
+
+def written():
+    """The rows that writers append to meanwhile; they have not drifted."""
+    return ["0000003", f"{ROWS // 2:07}", f"{ROWS - 1:07}"]
+
+
+def make_drifted(count):
+    """Streams of one event whose rows say something else."""
+    for first in range(0, count, 500):
+        numbers = [f"{number:07}" for number in range(first, min(first + 500, count))]
+        with transaction.atomic():
+            for number in numbers:
+                outbox.publish(Deposited(account=number, amount=Decimal(5)))
+            Account.objects.bulk_create(
+                Account(number=number, balance=5 if number in written() else 99, version=1)
+                for number in numbers
+            )
+
+
+def test_a_rebuild_that_is_killed_twice_ends_with_every_row_its_fold():
+    """It goes on behind the key that it told last; writers append all the while."""
+    make_drifted(ROWS)
+    stop = threading.Event()
+
+    def write():
+        try:
+            while not stop.is_set():
+                for number in written():
+                    outbox.decide(
+                        Account,
+                        number,
+                        lambda account: [Deposited(account=account.number, amount=Decimal(1))],
+                        retries=100,
+                    )
+        finally:
+            connections.close_all()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        after = ""
+        for _ in range(2):
+            process = start_manage("outbox", "rebuild", "bank.Account", "--after", after)
+            after = re.search(r"--after (\S+)", process.stderr.readline())[1]
+            process.kill()
+            process.communicate()
+        last = manage("outbox", "rebuild", "bank.Account", "--after", after)
+    finally:
+        stop.set()
+        writer.join(120)
+
+    assert last.returncode == 0, last.stderr
+    assert Account.objects.count() == ROWS
+    assert list(Account.verify()) == []
