@@ -37,13 +37,13 @@ def test_the_end_of_the_last_segment_is_nothing_special(small_log, declare_group
     handled = []
     group.handler("Made")(lambda event, message: handled.append(message.position))
     publish(100)
-    assert segments.has_strays()
+    assert segments.default_has_rows()
 
     done = maintenance.maintain("default")
     publish(100)
 
     assert done.promoted == [f"outbox_message_{last}"]
-    assert not segments.has_strays()
+    assert not segments.default_has_rows()
     drain(group)
     assert handled == list(range(last - 19, last + 181))
 
@@ -79,7 +79,7 @@ def test_a_full_default_segment_keeps_no_publisher_waiting(small_log, connect):
 
     assert seen < len(published)
     assert done.dropped == []
-    assert not segments.has_strays()
+    assert not segments.default_has_rows()
     assert Message.objects.count() == STRAYS + len(published)
 
 
