@@ -43,6 +43,7 @@ class Destination:
 
     persists = True
     refuses_replays = False
+    has_fence = True
     most_doubled = 0
     """Records that may come twice around a kill; 0 where the page says effectively once."""
     too_large: int | None = None
@@ -210,6 +211,7 @@ class Webhook(Destination):
     """A receiver in a process of the test: it keeps what it gets in a file, doubles included."""
 
     needs = ("urllib3",)
+    has_fence = False
     most_doubled = 20
     too_large = 70_000
 
@@ -293,6 +295,7 @@ class Sqs(Destination):
     """moto's server, which keeps its queues in memory."""
 
     needs = ("boto3", "moto.server", "flask")
+    has_fence = False
     persists = False
     most_doubled = 100
 

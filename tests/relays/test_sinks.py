@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from django.db import connection
 
 import outbox
+from outbox.consuming.cursors import SLOTS
+from outbox.exceptions import DestinationUnavailable
 from outbox.models import Cursor, ParkedMessage
 from outbox.operations import replay
+from outbox.relays import Origin, contract
 from outbox.testing import sink_contract
 from outbox.worker import Worker
 from tests.support.harness import execute
@@ -67,3 +72,26 @@ def test_a_replay_is_sent_or_refused_as_the_table_says(destination, caplog):
     assert positions(destination) == wanted * (1 if destination.refuses_replays else 2)
     assert ("already" in caplog.text) == destination.refuses_replays
     assert not ParkedMessage.objects.exists()
+
+
+def test_of_two_relays_at_once_the_late_one_adds_nothing(destination):
+    """A relay that goes on with an old batch is fenced or refused, or its records are known by their ids."""
+    if not destination.has_fence:
+        pytest.skip(f"{type(destination).__name__} has no fence: the page says so")
+    origin = Origin("contract", "orders", 0, SLOTS - 1, 1)
+    late, next_one = destination.open_sink(), destination.open_sink()
+    place = contract._place(late)
+    batches = [
+        [contract._record(origin, position, 20, place) for position in range(start, start + 3)]
+        for start in (1000, 1003)
+    ]
+    late.position(origin, place)
+    late.send(origin, batches[0])
+    next_one.position(origin, place)
+    next_one.send(origin, batches[1])
+    with contextlib.suppress(DestinationUnavailable):
+        late.send(origin, batches[1])
+    late.close()
+    next_one.close()
+
+    assert [each.sequence for each in destination.received("orders")] == list(range(1000, 1006))
