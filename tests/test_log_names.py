@@ -150,7 +150,7 @@ import outbox
 from outbox.operations import doctor
 
 def functions():
-    (found,) = (each for each in doctor.examine() if each.check == "functions")
+    (found,) = (each for each in doctor.run_checks() if each.check == "functions")
     return found
 
 with connection.cursor() as cursor:

@@ -326,7 +326,7 @@ def test_slots_without_a_cursor_are_refused_until_they_are_mended(
     execute(session, "DELETE FROM outbox_cursor WHERE \"group\" = 'crew' AND slot_from = 8192")
     with pytest.raises(ImpossiblePosition, match="no cursor for 8192 slots of channel 'orders'"):
         (turner if is_running else Worker([group])).run(max_messages=1)
-    (found,) = (each for each in doctor.examine() if each.check == "positions")
+    (found,) = (each for each in doctor.run_checks() if each.check == "positions")
     execute(session, found.fix)
     Worker([group]).register()
 
