@@ -190,7 +190,7 @@ def check_database(
     database without a log. E011: a cursor above the
     sequence, or a sequence below the log.
 
-    `manage.py check` looks at the database of the log also without --database; see `check_log`.
+    `manage.py check` checks the database of the log also without --database; see `check_log`.
     """
     default, is_check = log_alias(), sys.argv[1:2] == ["check"]
     found: list[checks.CheckMessage] = []

@@ -84,7 +84,7 @@ def sqlstate(error: BaseException | None) -> str:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Tell whether the server ended a transaction in favour of another: it is tried again."""
+    """Tell whether an error is a conflict with another transaction: a retry can succeed."""
     return sqlstate(error) in CONFLICTS
 
 

@@ -49,7 +49,7 @@ _INFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 
 
 def encode(value: Any, name: str, parts: Sequence[Any] = ()) -> str:
-    """Return `value` as JSON text that jsonb accepts and that holds all of it.
+    """Return `value` as JSON text that jsonb stores without loss.
 
     `parts`: those of its parts that may have any type, when the rest has none but texts as keys.
 

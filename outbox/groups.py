@@ -71,7 +71,7 @@ class ConsumerGroup:
     `retry`: when failed messages are tried again; by default `Retry()`, with "at_least_once"
     `Retry(max_attempts=12)`.
     `on_failure`: what happens when tries are used up: "park" keeps the message aside and goes
-    on, "halt" tries for ever, "skip" counts and logs it.
+    on, "halt" tries forever, "skip" counts and logs it.
     `on_unknown`: what happens at a message whose type this code does not know, because another
     release published it: "wait" tries again, without counting a failed attempt, until a release
     that knows the type has handled it; "skip" passes over it; "park" keeps it aside.

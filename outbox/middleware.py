@@ -18,7 +18,7 @@ REQUEST_ID_LENGTH = 200
 class ContextMiddleware:
     """Attach `user` and `request_id` to every message of a request; see `outbox.context`.
 
-    `user`: the primary key of `request.user` when the request first writes, None for nobody
+    `user`: the primary key of `request.user` when the request first writes, None without a user
     or without authentication. `request_id`: the header X-Request-ID, else a new random one.
     A streamed body has them too. Place it anywhere in `MIDDLEWARE`, under WSGI or ASGI.
     """
@@ -60,7 +60,7 @@ def _within(block: Block, response: Any) -> Any:
 
 
 def _chunks(block: Block, body: Iterator[bytes]) -> Iterator[bytes]:
-    # A block around a yield would hold for whatever runs between two chunks.
+    # A context around a yield would also apply to code that runs between two chunks.
     while True:
         with block:
             chunk = next(body, None)

@@ -331,7 +331,7 @@ class Stream(models.Model):
 
 
 class StreamMessage(models.Model):
-    """Where the message of a version lies in the log."""
+    """The position of the message of each version of a stream."""
 
     position = models.BigIntegerField(_("position"), primary_key=True)
     channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)

@@ -1,6 +1,6 @@
 """Observers: functions that are called around publishing and handling, for numbers and traces.
 
-The lists are empty unless `monitoring` fills them, and an empty list costs a look at it.
+The lists are empty unless `monitoring` fills them; an empty list costs next to nothing.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Meaning(enum.Enum):
     OUTAGE = "the session is gone, or the server does not serve it: connect anew, later"
     CANCELLED = "a statement was cancelled or timed out: wait, ask for less, go on"
     CONFLICT = "the transaction was ended in favour of another one: try it again"
-    OTHER = "a mistake in a statement or in the code: trying again cannot help"
+    OTHER = "a mistake in a statement or in the code: a retry cannot help"
 
 
 def meaning(error: BaseException, using: str, session: Any = None) -> Meaning:

@@ -94,7 +94,7 @@ def _note_prepared(sender: Any, using: str, **kwargs: Any) -> None:
 
 
 class Published(Sequence[StoredMessage]):
-    """Messages of the log, in order; it looks again at every use until its block ends."""
+    """Messages of the log, in order; it reads the log at every use until its block ends."""
 
     def __init__(self, using: str) -> None:
         self._using = using

@@ -163,7 +163,7 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has a session in which it can claim, and was not told to stop."""
+        """Whether it has a session in which it can claim, and no stop was requested."""
         return self._is_registered and not self._stopping
 
     def register(self) -> None:
@@ -248,7 +248,7 @@ class Worker:
         outage.note_answer()
 
     def _recover(self, error: Exception, outage: Outage) -> float | None:
-        """Give up the session after an error; return the seconds to wait before the next one.
+        """Discard the session after an error; return the seconds to wait before the next one.
 
         None when a new session cannot help.
         """

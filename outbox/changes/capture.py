@@ -221,7 +221,7 @@ class CaptureTrigger(pgtrigger.Trigger):
         unquoted = re.sub(r"'(?:[^']|'')*'", "", sql)
         if missing and re.search(rf"\b{missing}\.", unquoted, re.IGNORECASE):
             raise InvalidCapture(
-                f"The condition of channel {self.channel!r} on {model._meta.label} speaks of the "
+                f"The condition of channel {self.channel!r} on {model._meta.label} uses the "
                 f"{missing} row, which {self.captures}s do not have: capture them by a capture() "
                 f"of their own, with on={self.captures!r}."
             )

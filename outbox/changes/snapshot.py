@@ -233,7 +233,7 @@ def _append(chunk: list[Any], trigger: CaptureTrigger, rows: models.QuerySet[Any
 
 
 def _headers(model: type[models.Model], using: str) -> dict[str, str] | None:
-    """Return the header that a captured row has when its table is not in the log's schema."""
+    """Return the header of messages whose table is not in the log's schema."""
     table = one_row("see_captured_table", using, table=quoted(model._meta.db_table))
     return {"schema": table[1]} if table is not None and table[1] is not None else None
 

@@ -28,7 +28,7 @@ COMMENT ON TRIGGER {pgid} ON {table} IS '{hash}';
 
 -- name: body
 -- Muted by pgtrigger.ignore(), which lists the triggers' names in a setting. OLD and NEW, which a
--- condition speaks of, are rows of the queries here; the variables of these names are null.
+-- condition uses, are rows of the queries here; the variables of these names are null.
 -- A statement that a trigger ran within this one was captured before it: outbox.depth_… is the
 -- deepest such statement on the table in this transaction. Then the rows are read again.
 -- The headers name the schema of the table when the log is in another one.

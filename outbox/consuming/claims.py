@@ -93,8 +93,8 @@ class Claims:
     ) -> tuple[Claim, list[message_log.Row]] | None:
         """Lock a range that has something to do; return it and its next messages.
 
-        The groups take turns, and in each the ranges; skips those that others hold, and those that
-        are paused, leased or backing off. Must run inside a transaction, which keeps the lock.
+        The groups take turns, and in each the ranges; skips locked, paused and leased ones, and
+        those that wait for a retry. Must run inside a transaction, which keeps the lock.
 
         `most`: messages to read at most; none when the claim only moves over a gap. `most_bytes`:
         of JSON in them, unless the first one alone is larger; the setting `BATCH_BYTES` when left
@@ -119,10 +119,8 @@ class Claims:
                 idle = _decode_idle(image)
                 self.idle.add(idle.range, idle.horizon)
             elif kind == "claim":
-                found = (
-                    cursors.decode_claim(image),
-                    [row[:6] for row in rows[index:] if row[0] is not None],
-                )
+                messages = [row[:6] for row in rows[index:] if row[0] is not None]
+                found = cursors.decode_claim(image), messages
             elif kind == "queue":
                 self._fill_queue(groups, *_decode_queue(image))
         if found is not None:

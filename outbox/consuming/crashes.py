@@ -54,7 +54,7 @@ def record_undone(batch: Batch) -> int:
 
 
 def _write_undone(batch: Batch, is_lost: bool) -> Outcome | None:
-    """Write the outcome of an undone batch; None when its range is not as it was."""
+    """Write the outcome of an undone batch; None when its range was changed meanwhile."""
     failed, using = batch.undone, batch.using
     assert failed is not None
     locked = cursors.lock_unchanged(batch.claim, using, LOCK_WAIT)

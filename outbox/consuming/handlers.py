@@ -1,4 +1,4 @@
-"""Handlers: call them for messages in order; what came of it is a value, `Done` or `Failed`.
+"""Handlers: calls them for messages in order; the result is a value, `Done` or `Failed`.
 
 Everything is decoded before the first call: that is faster than in turns, and a message that does
 not decode costs no call that would have to be undone.
@@ -57,7 +57,7 @@ class Failed:
 _Call = tuple[int, int, int, Route, Any, Any]
 """messages[start:stop], the position of the first, its route, and the handler's two arguments.
 
-A plain tuple: one is made for every message.
+A plain tuple: one is made forevery message.
 """
 
 

@@ -35,7 +35,7 @@ class State(NamedTuple):
     """Messages moved past since the process began."""
     pid: int
     ready: int
-    """1 while the worker has a session in which it can claim, and was not told to stop."""
+    """1 while the worker has a session in which it can claim, and no stop was requested."""
 
 
 class InFlight:

@@ -1,8 +1,8 @@
-"""Outcomes: what became of some messages of a range, and the one writer of that to its cursor row.
+"""Outcomes: the results of messages of a range, and the one writer of them to its cursor row.
 
 A batch, a dead process, a lost session and a redrive each make an `Outcome`; `write` turns it into
 the parked messages, the reports of the failures, and one update of the cursor row. The update is
-refused when the row is not as it was when it was locked, so nothing moves a cursor back.
+refused when another session changed the row since it was locked: nothing moves a cursor back.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def write(outcome: Outcome, using: str, lease: float | None = None) -> None:
     """Write what became of the messages, in the transaction that holds the cursor row.
 
     `lease`: seconds for which a leased range stays leased from now on; None ends the lease.
-    Raises StaleClaim when the row is not as it was, or the transaction that locked it is over.
+    Raises StaleClaim when the row was changed, or the transaction that locked it has ended.
     """
     for failure in outcome.failures:
         if failure.verdict == "park":

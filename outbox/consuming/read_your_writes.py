@@ -110,7 +110,7 @@ class _Wait:
         self.listener.unlisten()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a NOTIFY, at most so long, and tell whether one came."""
+        """Wait for a NOTIFY, at most `seconds`, and tell whether one came."""
         if not self.can_listen:
             time.sleep(seconds)
             return False

@@ -159,7 +159,7 @@ def _log(using: str) -> list[Metric]:
     held = horizon.held_by
     drawn = CounterMetricFamily(
         "outbox_positions",
-        "Positions drawn so far, in all channels; those of rolled-back transactions count.",
+        "Positions allocated so far, in all channels; those of rolled-back transactions count.",
         value=horizon.last_position,
     )
     return [

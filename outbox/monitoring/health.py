@@ -2,7 +2,7 @@
 
 /livez   200 while the loop makes progress; 503 when its last turn is older than ?seconds=60
 /readyz  200 while each worker has a session in which it can claim; 503 at start, during an
-         outage, and when told to stop
+         outage, and when a stop is requested
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ..changes import installed
 from ..conf import log_alias, settings
 from ..outages import Meaning
 from ..retention import segments
-from ..sql import one_row, run_statement, scalar
+from ..sql import all_rows, one_row, run_statement, scalar
 from . import retention_status
 from .sessions import floor_holders, see_horizon, worker_sessions
 
@@ -213,12 +213,15 @@ def _prepared(using: str) -> Answer:
 
 
 def _idle_timeout(using: str) -> Answer:
-    milliseconds = _timeouts_of(using)["idle_in_transaction_session_timeout"]
-    if milliseconds:
+    if milliseconds := _timeouts_of(using)["idle_in_transaction_session_timeout"]:
         return "ok", f"{milliseconds / 1000:.0f} s", ""
     name = connections[using].ops.quote_name(str(connections[using].settings_dict["NAME"]))
     fix = f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '10min';"
-    return "warn", "off: a forgotten transaction that published holds the horizon for ever", fix
+    return (
+        "warn",
+        "off: a forgotten transaction that published holds the horizon without limit",
+        fix,
+    )
 
 
 def _timeouts(using: str) -> Answer:
@@ -242,9 +245,7 @@ def _timeouts(using: str) -> Answer:
 
 
 def _timeouts_of(using: str) -> dict[str, int]:
-    with connections[using].cursor() as cursor:
-        run_statement(cursor, "read_timeouts")
-        return dict(cursor.fetchall())
+    return dict(all_rows("read_timeouts", using))
 
 
 def _locks(using: str) -> Answer:
@@ -272,10 +273,9 @@ def _segments(using: str) -> Answer:
 
 def _horizon(using: str) -> Answer:
     state = see_horizon(using)
-    held_by = state.held_by
+    held_by, place = state.held_by, f"{state.horizon} of {state.last_position}"
     if held_by is None or held_by.seconds < LONG_HOLD:
-        return "ok", f"at {state.horizon} of {state.last_position}", ""
-    place = f"{state.horizon} of {state.last_position}"
+        return "ok", f"at {place}", ""
     detail = f"{held_by} holds it at {place} for {held_by.seconds:.0f} s"
     if held_by.prepared:
         return "warn", detail, "End the prepared transaction."

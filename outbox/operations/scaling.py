@@ -57,7 +57,7 @@ def scale(
     """Give a group `to` ranges of nearly equal size, in one channel or in each of its channels.
 
     More ranges are there at once. Fewer need running workers, which bring neighbours to one
-    position; that is waited for up to `timeout` seconds (None: for ever; 0: what can be done
+    position; that is waited for up to `timeout` seconds (None: forever; 0: what can be done
     now). May be ended at any moment, and repeated. `reason`: stored in the action log, in the
     transaction of the first change. Returns the ranges.
 

@@ -120,7 +120,7 @@ def worker_sessions(using: str | None = None) -> list[Session]:
 
 
 def floor_holders(using: str | None = None) -> list[Holder]:
-    """Return who holds a floor, the lowest first and of equal ones the oldest first."""
+    """Return the sessions that hold a floor: the lowest first, then the oldest."""
     using = log_alias(using)
     with connections[using].cursor() as cursor:
         run_statement(cursor, "see_floors")

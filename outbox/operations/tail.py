@@ -89,7 +89,7 @@ def read(chosen: Filter, after: int, using: str | None = None) -> Iterator[Store
 
 
 def follow(chosen: Filter, after: int, using: str | None = None) -> Iterator[StoredMessage]:
-    """Yield the messages after a position, and new ones as they come, for ever."""
+    """Yield the messages after a position, and new ones as they come, forever."""
     using = log_alias(using)
     while True:
         horizon = message_log.horizon(using)

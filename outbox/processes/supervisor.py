@@ -104,7 +104,7 @@ class Supervisor:
     """Runs `processes` workers, each by `command` in a process of its own.
 
     `using`: the database alias, for the failures of messages that killed a worker. `grace`:
-    seconds that workers have to finish their batch when told to stop. `is_drain`: workers end
+    seconds that workers have to finish their batch after a stop signal. `is_drain`: workers end
     by themselves. `heartbeat_file`: touched while all workers make progress. `tallies`: a folder
     where each worker keeps what it counts in a file, which its successor goes on with.
     """

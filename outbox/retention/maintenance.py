@@ -244,7 +244,7 @@ def rewrite(removal: Removal, using: str, channel: str = "", key: str | None = N
 
 
 def close_current(using: str, give_up: float | None = None) -> None:
-    """Close the segment that the next position belongs to: the next one is drawn behind it.
+    """Close the segment that the next position belongs to: the next one is allocated behind it.
 
     The positions in between stay unused. Then every message lies in a closed segment, which can be
     rewritten. Raises LogIsBusy.

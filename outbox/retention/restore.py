@@ -92,7 +92,7 @@ def _present(lower: int, upper: int, record: ArchivedSegment, using: str) -> Seg
             raise CannotRestore(name=record.name, reason=reason)
         return each
     if upper - 1 > message_log.last_position(using):
-        raise CannotRestore(name=record.name, reason="its positions were not drawn in this log")
+        raise CannotRestore(name=record.name, reason="its positions were not allocated in this log")
     return None
 
 

@@ -34,7 +34,7 @@ class Rule:
     """What a channel keeps.
 
     `kind`: "forever"; "age": messages younger than `age`; "latest": the newest message of each
-    key, and messages without a key for `age`, or for ever when that is None.
+    key, and messages without a key for `age`, or forever when that is None.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Rules:
     default: Rule = FOREVER
 
     def of(self, channel: str) -> Rule:
-        """Return the rule of a channel; streams are kept for ever, whatever a setting says."""
+        """Return the rule of a channel; streams are kept forever, whatever a setting says."""
         if events.is_stream_channel(channel):
             return FOREVER
         return self.by_channel.get(channel, self.default)
@@ -123,7 +123,7 @@ def check_rules(
     return [
         checks.Error(
             f'OUTBOX["CHANNELS"][{name!r}]["keep"] is "{rule}", but {name} is a channel of '
-            "streams, and those are kept for ever: an aggregate is the sum of all its messages.",
+            "streams, and those are kept forever: an aggregate is the sum of all its messages.",
             hint='Write "forever", or leave the rule out.',
             id="outbox.E021",
         )

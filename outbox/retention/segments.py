@@ -38,7 +38,7 @@ class Segment:
     guarded: bool
     """Whether its trigger refuses statements that name it instead of the log."""
     use: Use
-    """Full (the positions are all drawn), current, ahead, or the default segment."""
+    """Full (all positions are allocated), current, ahead, or the default segment."""
 
 
 def list_segments(using: str | None = None) -> list[Segment]:

@@ -95,15 +95,15 @@ WHERE id = %(id)s
 FOR UPDATE
 
 -- name: lock_slot
--- Locks the cursor row that covers a slot; waits for the batch that holds it. None when the row was
--- reshaped meanwhile: ask again.
+-- Locks the cursor row that covers a slot; waits for the batch that holds it. No row when the range
+-- was split or merged meanwhile: retry.
 SELECT pg_current_xact_id()::text, outbox_claim_of(c, c.position)
 FROM outbox_cursor AS c
 WHERE "group" = %(group)s AND channel = %(channel)s AND %(slot)s BETWEEN slot_from AND slot_to
 FOR UPDATE
 
 -- name: see_claim
--- Whether the transaction that locked the cursor row is the present one, and the row is as it was.
+-- Whether the transaction that locked the cursor row is the present one, and the row is unchanged.
 -- Reads the row by its primary key.
 SELECT
     pg_current_xact_id_if_assigned()::text = %(transaction)s,

@@ -117,7 +117,7 @@ class Command(BaseCommand):
                 raise
             outages.discard(options["database"])  # a worker waits for its database
         refusals = {
-            "--reload watches for ever: leave out --drain": options["reload"] and options["drain"],
+            "--reload watches forever: leave out --drain": options["reload"] and options["drain"],
             "--processes and --reload start the command line again: use them there": (
                 options["processes"] or options["reload"]
             )

@@ -77,7 +77,7 @@ class Segments(Verb):
         text = f"{now.bytes / 1e6:,.1f} MB, growing by {now.bytes_per_day / 1e6:,.1f} MB a day"
         if budget is not None:
             days = now.days_until(budget)
-            text += "; the budget lasts " + ("for ever" if days is None else f"{days:,.0f} days")
+            text += "; the budget lasts " + ("forever" if days is None else f"{days:,.0f} days")
         printer.note(f"The log takes {text}.")
 
 

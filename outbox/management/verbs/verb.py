@@ -48,7 +48,7 @@ def add_scope(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
 
 
 def time_with_zone(text: str) -> datetime.datetime:
-    """Return the time that an argument names; it must have a zone."""
+    """Parse a time; it must have a zone."""
     try:
         time = datetime.datetime.fromisoformat(text)
     except ValueError:
@@ -61,7 +61,7 @@ def time_with_zone(text: str) -> datetime.datetime:
 
 
 def duration(text: str) -> datetime.timedelta:
-    """Return the duration that an argument names, as in ISO 8601 or as days and hh:mm:ss."""
+    """Parse a duration: ISO 8601, or days and hh:mm:ss."""
     parsed = parse_duration(text)
     if parsed is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration like PT30M or P1DT2H")

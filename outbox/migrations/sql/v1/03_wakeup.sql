@@ -110,7 +110,7 @@ BEGIN
         AND current_setting('session_replication_role') <> 'replica'
     THEN
         RAISE EXCEPTION
-            'outbox_message: a position between % and % was not drawn from the sequence',
+            'outbox_message: a position between % and % was not allocated by the sequence',
             lowest, highest
             USING ERRCODE = 'check_violation',
                 HINT = 'Leave the column position out of the INSERT.';

@@ -6,7 +6,7 @@ BEGIN ATOMIC
     SELECT outbox_lock_key(20298, of_group);
 END;
 
--- The NOTIFY channel of those who wait for a group.
+-- The NOTIFY channel of the sessions that wait for a group.
 CREATE FUNCTION outbox_waiter_signal(of_group text) RETURNS text LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT 'outbox_group_' || to_hex(outbox_waiter_key(of_group));

@@ -1,7 +1,7 @@
 -- Advances: what became of messages, written to their cursor.
 -- Frozen from the first release on: a change is a new file.
 
--- Write what became of a range's messages to its cursor row; false when the row is not as it was when
+-- Write the results of a range's messages to its cursor row; false when the row was changed since
 -- it was locked, or when the transaction that locked it is over (`of_transaction`; null where the
 -- lease is the proof). A function, so that it is planned once for a session.
 CREATE FUNCTION outbox_advance_v1(
@@ -16,7 +16,7 @@ DECLARE
     of_group text;
 BEGIN
     -- The newest version of the row is found backwards, as in outbox_ranges_v1. A leased row is not
-    -- locked: when another session writes a newer version at this moment, look again.
+    -- locked: when another session writes a newer version at this moment, read it again.
     FOR attempt IN 1..3 LOOP
         UPDATE outbox_cursor AS c
         SET position = to_position,

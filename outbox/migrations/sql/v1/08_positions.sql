@@ -1,8 +1,8 @@
 -- Which positions a cursor can have, and how positions that disagree are mended.
 -- Frozen from the first release on: a change is a new file.
 
--- Which log this is, for sessions that remember something about it: TRUNCATE gives the cursors
--- another file, and behind a pooler the server may be another one.
+-- Identifies the log, for sessions that cache facts about it: TRUNCATE gives the table of cursors
+-- another file, and a pooler may connect the session to another server.
 CREATE FUNCTION outbox_log_identity_v1() RETURNS text LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT pg_relation_filenode('outbox_cursor'::regclass)::text || ' '
