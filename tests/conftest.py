@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -27,6 +27,31 @@ def pytest_xdist_setupnodes() -> None:
 
 def pytest_unconfigure() -> None:
     server.stop_own()
+
+
+_of_the_apps: set[str] = set()
+"""Names of the groups that the project declares, without those of test files."""
+
+
+def pytest_sessionstart() -> None:
+    _of_the_apps.update(group.name for group in groups.all_groups())
+
+
+@pytest.fixture
+def groups_of_the_apps() -> Iterator[None]:
+    """The test sees the groups of the project alone, whatever other test files declare."""
+    with groups.isolated(keep=lambda group: group.name in _of_the_apps):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape the lone surrogates that some tests print: a process cannot report them to another one."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(autouse=True)

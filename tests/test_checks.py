@@ -18,6 +18,8 @@ from outbox.conf import Settings
 from outbox.testing import isolated_groups
 from tests.support.project import Project
 
+pytestmark = pytest.mark.usefixtures("groups_of_the_apps")
+
 ROUTER = """
 class Router:
     def db_for_write(self, model, **hints):

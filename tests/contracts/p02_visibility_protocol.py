@@ -356,11 +356,13 @@ def altered(session):
         execute(session, statement)
 
 
+@pytest.mark.usefixtures("groups_of_the_apps")
 def test_the_checks_are_content_with_the_migrated_database():
     """Without a cache and with all triggers there is nothing to report."""
     assert messages_of_checks() == []
 
 
+@pytest.mark.usefixtures("groups_of_the_apps")
 def test_a_sequence_with_a_cache_is_refused_by_a_check(altered):
     """With CACHE over 1 sessions draw positions ahead, below other sessions' floors, so a check
     refuses it."""
@@ -392,6 +394,7 @@ def test_a_cached_position_below_the_floor_is_refused_by_the_database(altered, c
     assert len(stored()) == 2
 
 
+@pytest.mark.usefixtures("groups_of_the_apps")
 def test_a_disabled_trigger_is_refused_by_a_check(altered, session):
     """Each trigger of the log that is switched off is an error of the checks."""
     triggers = execute(
