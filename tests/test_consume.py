@@ -100,7 +100,7 @@ def test_past_the_grace_the_batch_is_rolled_back(start_command, close_gate):
     gate.open()
 
     assert code == 5
-    assert "the grace period is over" in written
+    assert "the grace period has ended" in written
     assert handled("billing") == []
 
 

@@ -102,12 +102,12 @@ def in_project(installed: Path, tmp_path: Path) -> Iterator[Run]:
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    """SQL, migrations and the typing marker are in the wheel; tests, benchmarks and examples are not."""
+    """SQL, migrations, templates and the typing marker are in the wheel; tests, benchmarks and examples are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {
         file.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "*.sql", "py.typed")
-        for file in (ROOT / "outbox").rglob(pattern)
+        for file in (ROOT / "outbox").rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
     }
 
     assert {name for name in names if not name.startswith("django_pgoutbox-")} == sources

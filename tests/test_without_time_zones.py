@@ -55,7 +55,7 @@ VERBS = [
     "resume parking",
     "reset parking --to-datetime 2026-01-01T00:00:00+00:00",
     "reset parking --by-duration PT1H",
-    "redrive parking --all",
+    "redrive parking --all --dry-run",
     "segments",
     "doctor",
 ]

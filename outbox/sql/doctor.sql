@@ -41,7 +41,8 @@ ORDER BY c."group", c.channel, c.slot_from
 -- after which its next worker creates all of them.
 SELECT
     "group", channel, 32768 - sum(slot_to - slot_from + 1),
-    format('DELETE FROM outbox_cursor WHERE "group" = %L AND channel = %L;', "group", channel)
+    'DELETE FROM outbox_cursor WHERE "group" = ' || quote_literal("group")
+        || ' AND channel = ' || quote_literal(channel) || ';'
 FROM outbox_cursor
 GROUP BY "group", channel
 HAVING sum(slot_to - slot_from + 1) < 32768

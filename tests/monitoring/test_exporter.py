@@ -102,6 +102,7 @@ def _refuse(using):
     raise OperationalError("the server is away")
 
 
+@pytest.mark.usefixtures("groups_of_the_apps")
 def test_the_view_answers_like_the_command():
     """A project may mount a view instead of running the command."""
     publish_orders(1)

@@ -14,6 +14,7 @@ SECONDS = 40
 
 
 @pytest.mark.soak
+@pytest.mark.skipif("OUTBOX_TEST_SOAK" not in os.environ, reason="OUTBOX_TEST_SOAK is not set")
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_doubled_or_stuck_on_the_rack():
     """Publishers, workers, operators and faults for 40 seconds: the checker finds nothing."""
