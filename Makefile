@@ -28,16 +28,16 @@ demo: $(VENV)/installed ## run an example and check every result: flights, or AR
 	$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)
-	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(ARGS)
+	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## what depends on the driver with psycopg 3, and the contracts on the system's PostgreSQL
-	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest $(PER_DRIVER) $(ARGS)
+	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest -n 2 --dist loadfile $(PER_DRIVER) $(ARGS)
 	@set -e; for bin in $(PG_BINS); do \
 		version=$$(basename $$(dirname $$bin)); \
 		for pair in psycopg2:$(VENV) psycopg:$(VENV_PSYCOPG3); do \
 			echo "PostgreSQL $$version, $${pair%%:*}"; \
 			env -u DATABASE_URL OUTBOX_PG_BIN=$$bin OUTBOX_TEST_SERVER=$$version OUTBOX_TEST_DRIVER=$${pair%%:*} \
-				$${pair#*:}/bin/python -m pytest $(CONTRACTS) $(ARGS); \
+				$${pair#*:}/bin/python -m pytest -n 2 --dist loadfile $(CONTRACTS) $(ARGS); \
 		done; \
 	done
 
