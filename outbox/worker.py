@@ -107,13 +107,14 @@ class Worker:
     def _deliver(self) -> int | None:
         """Claim a range and handle its next messages; None when nothing is pending."""
         while True:
-            batch = None
+            batch, has_begun = None, False
             try:
                 with transaction.atomic(using=self.using):
                     batch = self._claim()
                     if batch is None:
                         pass
                     elif batch.rows:
+                        has_begun = True  # it may turn out that all its messages are parked
                         DELIVERIES[batch.group.delivery].begin(batch)
                     else:  # a gap: its move is committed before anything that may fail
                         outcomes.write(batch.outcome(), self.using)
@@ -124,7 +125,7 @@ class Worker:
                 if database.is_conflict(error):
                     return 0
                 raise
-            if batch is not None and batch.rows:
+            if batch is not None and has_begun:
                 return self._finish(batch)
             if batch is None and not self.claims.is_incomplete:
                 return None

@@ -48,6 +48,14 @@ def test_parked_messages_are_listed_in_order(trouble):
     assert of_key == [trouble.positions[1], trouble.positions[4]]
 
 
+def test_a_batch_of_blocked_messages_alone_is_a_batch(trouble):
+    """It is counted like any other, and the worker does not go on to the next range with it."""
+    (blocked,) = publish("a")
+
+    assert Worker(["scripted"]).run_once() == 1
+    assert trouble.parked()[-1] == (blocked, "blocked")
+
+
 def test_more_parked_messages_than_the_batch_has_keys(trouble):
     """The look for blocked keys finds them also where many messages are parked."""
     blocked = publish("a")
