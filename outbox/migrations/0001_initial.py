@@ -16,6 +16,31 @@ class Migration(migrations.Migration):
     dependencies = []
 
     operations = [
+        # The log's trigger looks for streams, also when the next migration run publishes.
+        migrations.CreateModel(
+            name="Stream",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("channel", models.CharField(max_length=63, verbose_name="channel")),
+                ("key", models.TextField(verbose_name="key")),
+                ("version", models.BigIntegerField(verbose_name="version")),
+                ("first_position", models.BigIntegerField(verbose_name="first position")),
+                ("last_position", models.BigIntegerField(verbose_name="last position")),
+            ],
+            options={
+                "verbose_name": "stream",
+                "verbose_name_plural": "streams",
+                "db_table": "outbox_stream",
+                "constraints": [
+                    models.UniqueConstraint(fields=["channel", "key"], name="outbox_stream_by_key")
+                ],
+            },
+        ),
         migrations.CreateModel(
             name="OperatorAction",
             fields=[
