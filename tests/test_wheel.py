@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -138,3 +139,14 @@ def test_migrations_of_the_wheel_are_complete(in_project: Run) -> None:
     assert "No changes" in in_project(
         "manage.py", "makemigrations", "outbox", "--check", "--dry-run"
     )
+
+
+def test_links_on_a_package_index_lead_to_the_repository(wheel):
+    """There is no folder beside the text there, so none of its links is relative."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+        text = archive.read(name).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
