@@ -46,11 +46,11 @@ class Chaos:
         self.counts: collections.Counter[str] = collections.Counter()
         self.end = threading.Event()
         self.faults: list[tuple[int, Callable[[], None]]] = [
-            (10, self.kill_worker),
+            (12, self.kill_worker),
             (2, self.kill_supervisor),
             (1, self.kill_publisher),
             (6, self.stop_process),
-            (8, self.terminate_backend),
+            (12, self.terminate_backend),
             (6, self.cancel_backend),
             (2, self.restart_server),
             (1, self.read_only),
@@ -145,6 +145,7 @@ class Chaos:
 
     def cut(self) -> None:
         number = self.proxy.cut(self.dice.choice([0.2, 0.5, 1.0]), self.dice)
+        self.counts["network cuts"] += number > 0
         self.counts["connections cut"] += number
         self.tell(f"{number} connections cut")
 

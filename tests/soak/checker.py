@@ -7,27 +7,13 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from django.db import connection
-
-from outbox.models import OperatorAction, ParkedMessage
+from outbox.models import Cursor, OperatorAction, ParkedMessage
 from tests.bank.models import Account
 from tests.library.models import Counter, CounterCopy
 from tests.soak.consumers import AT_LEAST_ONCE, EXACTLY_ONCE
-
-MOST_SHOWN = 10
-
-
-class Finding(NamedTuple):
-    """Something that must not be; with a place, its history can be told."""
-
-    text: str
-    group: str = ""
-    channel: str = ""
-    slot: int = 0
-    position: int = 0
-    order: int = 0
+from tests.soak.findings import Finding, rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,12 +37,6 @@ class Run(NamedTuple):
     position: int
     key: str | None
     process: int
-
-
-def rows(statement: str, *parameters: Any) -> list[Any]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, parameters or None)
-        return list(cursor.fetchall())
 
 
 class Checker:
@@ -102,11 +82,13 @@ class Checker:
         )
         removed = {n for (n,) in rows("SELECT n FROM soak_journal WHERE channel = 'quotes'")}
         for n in sorted(log.keys() - facts.keys()):
-            yield Finding(f"message {log[n]} is in the log, and its transaction did not commit")
+            text = f"message {log[n]} is in the log, and its transaction did not commit"
+            yield Finding("not committed", text)
         for n in sorted(facts.keys() - log.keys() - removed):
-            yield Finding(f"number {n} of {facts[n]} was committed, and is not in the log")
+            text = f"number {n} of {facts[n]} was committed, and is not in the log"
+            yield Finding("not published", text)
         for n in sorted(self.acknowledged - facts.keys()):
-            yield Finding(f"the commit of number {n} was confirmed, and it is gone")
+            yield Finding("commit lost", f"the commit of number {n} was confirmed, and it is gone")
 
     def _cursors(self) -> Iterator[Finding]:
         """Cursors move back by a reset only; leases are renewed by their holder only."""
@@ -114,14 +96,8 @@ class Checker:
             'SELECT id, "group", channel, slot_from, old_position, position FROM soak_cursor'
             " WHERE op = 'UPDATE' AND position < old_position AND generation = old_generation"
         ):
-            yield Finding(
-                f"a cursor of {group} moved back from {old} to {new}",
-                group,
-                channel,
-                slot,
-                new,
-                order,
-            )
+            text = f"a cursor of {group} moved back from {old} to {new}"
+            yield Finding("cursor moved back", text, group, channel, slot, new, order)
         renewals = rows(
             'SELECT id, "group", channel, slot_from, position, leased_by, application'
             " FROM soak_cursor WHERE is_renewal"
@@ -131,7 +107,7 @@ class Checker:
             found = re.search(r":(\d+)\*?$", application)
             if found and found[1] in holders and found[1] != leased_by.rpartition(":")[2]:
                 text = f"{application} renewed or ended the lease of {group} that {leased_by} holds"
-                yield Finding(text, group, channel, slot, position, order)
+                yield Finding("lease of another", text, group, channel, slot, position, order)
 
     def _projections(self) -> Iterator[Finding]:
         """What consumers and aggregates made of the log is what the tables hold."""
@@ -139,9 +115,10 @@ class Checker:
         copied = dict(CounterCopy.objects.values_list("pk", "value"))
         if wanted != copied:
             different = sorted(wanted.items() ^ copied.items())
-            yield Finding(f"the copy of the captured counters differs: {different[:MOST_SHOWN]}")
+            text = f"the copy of the captured counters differs: {different[:10]}"
+            yield Finding("projection", text)
         for drift in Account.verify():
-            yield Finding(f"a row is not the fold of its stream: {drift}")
+            yield Finding("projection", f"a row is not the fold of its stream: {drift}")
         for channel, key, text in rows(
             """
             SELECT s.channel, s.key, format('versions %s to %s, %s of them; the stream stands at %s',
@@ -151,13 +128,14 @@ class Checker:
             HAVING count(m.version) <> s.version OR min(m.version) <> 1 OR max(m.version) <> s.version
             """
         ):
-            yield Finding(f"stream {key} of {channel} has gaps: {text}")
+            yield Finding("stream", f"stream {key} of {channel} has gaps: {text}")
         for key, version in rows(
             "SELECT key, version FROM (SELECT key, version, position, lag(position) OVER"
             " (PARTITION BY channel, key ORDER BY version) AS before FROM outbox_stream_message) AS m"
             " WHERE before > position"
         ):
-            yield Finding(f"version {version} of stream {key} lies before the one before it")
+            text = f"version {version} of stream {key} lies before the one before it"
+            yield Finding("stream", text)
 
     def _channels(self, group: str) -> list[str]:
         return [
@@ -194,25 +172,30 @@ class Checker:
     def _complete(
         self, group: str, channel: str, runs: list[Run], resets: list[Reset]
     ) -> Iterator[Finding]:
-        """Each message was handled since the last reset to before it, or an operator knows why not."""
+        """Each message was handled since the last reset to before it, or an operator knows why not.
+
+        What lies above the cursor of its range is pending, and no loss.
+        """
         last_run = {run.position: run.order for run in runs}
         excused = self._excused(group)
+        ends = self._ends(group, channel)
         for position, (slot, key) in sorted(self.messages[channel].items()):
-            since = 0
-            for reset in reversed(resets):
-                if not reset.covers(slot):
-                    continue
-                if reset.position < position:
-                    since = reset.order
-                    break
-                if reset.old < position:
-                    since = -1
-                    break
-            if since >= 0 and position not in excused and last_run.get(position, -1) < since:
-                text = f"{group} never handled {position} (key {key})" + f" since {since}" * (
-                    since > 0
-                )
-                yield Finding(text, group, channel, slot, position, since)
+            since = _wanted_since(position, slot, resets)
+            is_pending = not any(
+                first <= slot <= last and position <= end for first, last, end in ends
+            )
+            if since is None or is_pending or position in excused:
+                continue
+            if last_run.get(position, -1) < since:
+                text = f"{group} never handled {position} (key {key})"
+                if since > 0:
+                    text += f" after the reset at {since}"
+                yield Finding("lost", text, group, channel, slot, position, since)
+
+    def _ends(self, group: str, channel: str) -> list[tuple[int, int, int]]:
+        """Of each range its first and last slot, and where its cursor stands now."""
+        places = Cursor.objects.filter(group=group, channel=channel)
+        return list(places.values_list("slot_from", "slot_to", "position"))
 
     def _excused(self, group: str) -> set[int]:
         """The positions that are parked, or that an operator skipped or discarded."""
@@ -246,13 +229,15 @@ class Checker:
             slot = self.slots.get(run.position, -1)
             place = (group, channel, slot, run.position, run.order)
             if slot < 0:
-                yield Finding(f"{group} handled {run.position}, which is not in the log", *place)
+                text = f"{group} handled {run.position}, which is not in the log"
+                yield Finding("not in the log", text, *place)
                 continue
             if run.position in done:
-                yield Finding(f"{group} handled {run.position} twice: {done[run.position]}", *place)
+                text = f"{group} handled {run.position} twice: {done[run.position]} and {run.order}"
+                yield Finding("doubled", text, *place)
             elif run.key is not None and run.position <= last.get(run.key, 0):
-                text = f"{group} handled {run.position} after {last[run.key]} of the same key"
-                yield Finding(f"{text} {run.key}", *place)
+                text = f"{group} handled {run.position} after {last[run.key]} of key {run.key}"
+                yield Finding("out of order", text, *place)
             done[run.position] = run.order
             highest = max(highest, run.position)
             if run.key is not None:
@@ -295,40 +280,19 @@ class Checker:
             if overtaken and is_late:
                 continue
             if overtaken:
-                text = f"{group} handled {run.position} before {overtaken[0]} of the same key {run.key}"
-                yield Finding(text, group, channel, slot_of_key[run.key], overtaken[0], run.order)
+                text = f"{group} handled {run.position} before {overtaken[0]} of key {run.key}"
+                place = (group, channel, slot_of_key[run.key], overtaken[0], run.order)
+                yield Finding("out of order", text, *place)
             high[run.key] = max(high[run.key], run.position)
 
 
-def history(finding: Finding) -> list[tuple[int, str]]:
-    """What happened to the message and to its range around a finding, by order."""
-    told = [
-        (order, f"process {process} handled {position} (attempt {attempt})")
-        for order, position, process, attempt in rows(
-            'SELECT id, position, process, attempt FROM soak_journal WHERE "group" = %s'
-            " AND channel = %s AND position = %s",
-            finding.group,
-            finding.channel,
-            finding.position,
-        )
-    ]
-    told += [
-        (
-            order,
-            f"{op} of cursor {number} ({first} to {last}): {old} -> {new}, generation {generation},"
-            f" by {application}",
-        )
-        for order, op, number, first, last, old, new, generation, application in rows(
-            "SELECT id, op, cursor_id, slot_from, slot_to, old_position, position, generation, application"
-            ' FROM soak_cursor WHERE "group" = %s AND channel = %s AND %s BETWEEN slot_from AND slot_to'
-            " AND (%s BETWEEN COALESCE(LEAST(old_position, position), 0)"
-            "          AND GREATEST(old_position, position)"
-            "      OR generation IS DISTINCT FROM old_generation OR op <> 'UPDATE')"
-            " ORDER BY id DESC LIMIT 60",
-            finding.group,
-            finding.channel,
-            finding.slot,
-            finding.position,
-        )
-    ]
-    return sorted(told)
+def _wanted_since(position: int, slot: int, resets: list[Reset]) -> int | None:
+    """The order of the last reset to before a message; 0: none. None: a reset passed it over."""
+    for reset in reversed(resets):
+        if not reset.covers(slot):
+            continue
+        if reset.position < position:
+            return reset.order
+        if reset.old < position:
+            return None
+    return 0

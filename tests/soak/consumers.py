@@ -37,7 +37,7 @@ failing = group(
 )
 chain = group("chain", ["orders"])
 followers = group("followers", ["followups"], parallelism=2)
-spare = group("spare", ["orders"])
+spare = group("spare", ["followups"])
 ledger = group("ledger", ["accounts"], parallelism=2)
 
 EXACTLY_ONCE = ["single", "wide", "stack", "failing", "chain", "followers", "spare", "ledger"]
@@ -116,12 +116,12 @@ for each, handler in (
     (leased, journal_leased),
     (failing, journal_or_fail),
     (chain, journal_and_follow),
-    (spare, journal),
 ):
     each.handler(Ordered)(handler)
     each.handler("Imported")(handler)
 single.handler(Quoted)(journal)
-followers.handler(Followed)(journal)
+for each in (followers, spare):
+    each.handler(Followed)(journal)
 for event_type in (Ordered, "Imported", Quoted):
     stack.batch_handler(event_type)(journal_all)
 for event_type in (Opened, Deposited, Withdrawn):

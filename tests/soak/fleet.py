@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.soak.findings import Finding
 from tests.support.processes import ROOT
 
 CONSUME = ["-m", "django", "consume", "--grace", "20"]
@@ -80,7 +81,7 @@ class Fleet:
             for number in range(PUBLISHERS)
         ]
         self.supervisors = {m.process.pid for m in self.workers if m.is_supervisor}
-        self.findings: list[str] = []
+        self.findings: list[Finding] = []
         self.lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="fleet", daemon=True)
@@ -91,7 +92,7 @@ class Fleet:
             with self.lock:
                 for member in [*self.workers, *self.publishers]:
                     if finding := member.revive():
-                        self.findings.append(finding)
+                        self.findings.append(Finding("ended by itself", finding))
                     if member.is_supervisor:
                         self.supervisors.add(member.process.pid)
 
@@ -120,7 +121,7 @@ class Fleet:
         """Stop all processes; a worker that does not end, or with a code other than 0, is a finding."""
         self._end.set()
         self._thread.join()
-        self._stop(self.workers, 60)
+        self._stop(self.workers, 120)
         self._stop(self.publishers, 30)
 
     def _stop(self, members: list[Member], seconds: float) -> None:
@@ -135,7 +136,8 @@ class Fleet:
                 member.process.wait(max(0.1, deadline - time.monotonic()))
             if (code := member.process.poll()) != 0:
                 what = f"ended with code {code}" if code is not None else "did not end"
-                self.findings.append(f"{member.arguments} was stopped and {what}:\n{member.tail()}")
+                text = f"{member.arguments} was stopped and {what}:\n{member.tail()}"
+                self.findings.append(Finding("did not stop", text))
                 member.process.kill()
 
 
@@ -155,5 +157,5 @@ def manage(*arguments: str, environment: dict[str, str]) -> subprocess.Completed
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )

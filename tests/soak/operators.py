@@ -22,6 +22,7 @@ from outbox.operations.audit import audit
 from outbox.retention import maintenance
 from tests.soak import fleet
 from tests.soak.consumers import AT_LEAST_ONCE, EXACTLY_ONCE
+from tests.soak.findings import Finding
 
 ALL = [*EXACTLY_ONCE, *AT_LEAST_ONCE, "copy"]
 
@@ -33,11 +34,13 @@ class Operators:
         self.dice = random.Random(seed)
         self.environment, self.tell = environment, tell
         self.counts: collections.Counter[str] = collections.Counter()
-        self.findings: list[str] = []
+        self.findings: list[Finding] = []
+        self.audited: list[tuple[str, list[str]]] = []
+        """What audits have found, so that each is told once."""
         self.end = threading.Event()
         self.actions: list[tuple[int, Callable[[str], str]]] = [
             (6, self.reset),
-            (5, self.scale),
+            (8, self.scale),
             (3, self.pause),
             (3, self.redrive),
             (2, self.discard),
@@ -69,11 +72,12 @@ class Operators:
             self.tell(f"{action.__name__} {name} interrupted: {str(error).strip()[:200]}")
             connection.close()
         except Exception:
-            self.findings.append(f"{action.__name__} {name} raised {traceback.format_exc()}")
+            text = f"{action.__name__} {name} raised {traceback.format_exc()}"
+            self.findings.append(Finding("operator", text))
             connection.close()
-        self.audit(name)
+        self.audit(name, action.__name__)
 
-    def audit(self, name: str) -> None:
+    def audit(self, name: str, after: str = "the end") -> None:
         """Audit a group; an account that is not exact is a finding."""
         try:
             account = audit(name)
@@ -84,24 +88,29 @@ class Operators:
             return
         self.counts["audits"] += 1
         for each in account.channels:
-            self.findings += [
-                f"audit of {name} in {each.channel}: {text}" for text in each.findings
-            ]
-            if each.findings:
+            if each.findings and (name, each.findings) not in self.audited:
+                self.audited.append((name, each.findings))
+                text = f"{name} in {each.channel} after {after}: {', '.join(each.findings)}"
+                self.findings.append(Finding("audit", text))
                 self.tell(f"AUDIT {name} {each}")
 
     def reset(self, name: str) -> str:
+        """Move a group's cursors; those of the copy of a table only back, so that it stays whole."""
         back = self.dice.choice([20, 100, 600])
-        how = self.dice.choice(
-            [{"shift_by": -back}] * 4
-            + [{"by_duration": datetime.timedelta(seconds=self.dice.uniform(0.2, 10))}]
-            + [{"to_latest": True}, {"to_group": "single"}]
+        how = (
+            {"shift_by": -back}
+            if name == "copy"
+            else self.dice.choice(
+                [{"shift_by": -back}] * 4
+                + [{"by_duration": datetime.timedelta(seconds=self.dice.uniform(0.2, 10))}]
+                + [{"to_latest": True}, {"to_group": "single"}]
+            )
         )
         moves = replay.reset(name, **how, reason="rack")  # type: ignore[arg-type]
         return f"{how}: {[(m.channel, m.slot_from, m.old, m.new) for m in moves]}"
 
     def scale(self, name: str) -> str:
-        to = self.dice.choice([1, 2, 3, 5, 8])
+        to = self.dice.choice([1, 1, 2, 3, 5, 8])
         ranges = scaling.scale(name, to, timeout=self.dice.choice([0, 1.0, 3.0]))
         return f"to {to}: {len(ranges)} ranges"
 
@@ -134,6 +143,8 @@ class Operators:
 
     def skip(self, name: str) -> str:
         """Skip what comes next, with the range paused, so that it stays the next."""
+        if name == "copy":
+            return "no change may be missing from the copy"
         cursor = Cursor.objects.filter(group=name).order_by("?").first()
         if cursor is None:
             return "no cursor"
@@ -180,5 +191,6 @@ class Operators:
         )
         done = fleet.manage("outbox", *arguments, environment=self.environment)
         if "Traceback" in done.stderr:
-            self.findings.append(f"outbox {arguments}: {done.stderr[-2000:]}")
+            text = f"outbox {arguments}: {done.stderr[-2000:]}"
+            self.findings.append(Finding("operator", text))
         return f"{arguments} exit code {done.returncode}"

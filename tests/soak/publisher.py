@@ -33,8 +33,8 @@ from tests.soak.events import Ordered, Quoted
 KEYS = 40
 COUNTERS = 20
 ACCOUNTS = 12
-MOST_PENDING = 400
-"""Messages of a range; above it publishers wait for the slowest group."""
+MOST_PENDING, FEWEST_PENDING = 300, 100
+"""Messages of a range: from the first on publishers wait until every range has fewer than the second."""
 INSERT = """
     INSERT INTO outbox_message (channel, key, type, payload)
     VALUES ('orders', %s, 'Imported', jsonb_build_object('key', %s::text, 'n', %s::bigint))
@@ -42,16 +42,13 @@ INSERT = """
 BEHIND = """
     SELECT EXISTS (
         SELECT FROM outbox_cursor AS c
-        WHERE c.channel IN ('orders', 'quotes')
-          AND (
-              SELECT count(*) >= %s
-              FROM (
-                  SELECT FROM outbox_message AS m
-                  WHERE m.channel = c.channel AND m.position > c.position
-                    AND m.slot BETWEEN c.slot_from AND c.slot_to
-                  LIMIT %s
-              ) AS pending
-          )
+        WHERE EXISTS (
+            SELECT FROM outbox_message AS m
+            WHERE m.channel = c.channel AND m.position > c.position
+              AND m.slot BETWEEN c.slot_from AND c.slot_to
+            ORDER BY m.position
+            OFFSET %s
+        )
     )
 """
 COPY = "COPY outbox_message (channel, key, type, payload) FROM STDIN"
@@ -202,11 +199,13 @@ class Publisher:
             cursor.execute(f"{ending} PREPARED '{name}'")
             self.numbers = numbers if ending == "COMMIT" else []
 
-    def is_too_far_ahead(self) -> bool:
-        with connection.cursor() as cursor:
-            cursor.execute(BEHIND, [MOST_PENDING, MOST_PENDING])
-            (is_behind,) = cursor.fetchone()
-        return bool(is_behind)
+
+def some_range_has(pending: int) -> bool:
+    """Tell whether more messages than that are pending in some range."""
+    with connection.cursor() as cursor:
+        cursor.execute(BEHIND, [pending])
+        (is_behind,) = cursor.fetchone()
+    return bool(is_behind)
 
 
 def main(seed: str, acks: str) -> None:
@@ -214,16 +213,19 @@ def main(seed: str, acks: str) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     publisher, pace = Publisher(seed), random.Random(seed)
-    turns = 0
+    looked_at = 0.0
     with open(acks, "a", encoding="utf-8") as file:
         while not stopping:
-            turns += 1
             try:
                 numbers = publisher.turn()
                 file.writelines(f"{n}\n" for n in numbers)
                 file.flush()
-                while turns % 20 == 0 and not stopping and publisher.is_too_far_ahead():
-                    time.sleep(0.2)
+                if time.monotonic() - looked_at > 1:
+                    most = MOST_PENDING
+                    while not stopping and some_range_has(most):
+                        most = FEWEST_PENDING
+                        time.sleep(0.5)
+                    looked_at = time.monotonic()
             except (Error, connection.Database.Error):  # COPY raises the driver's own
                 connection.close()
                 time.sleep(0.1)

@@ -6,18 +6,19 @@ repeats what is done to them and not its every effect.
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from outbox.embedded import Server
+from tests.soak.findings import Action, Finding, by_kind, tell
 
 OPTIONS = {
     "max_connections": "100",
@@ -26,8 +27,8 @@ OPTIONS = {
 }
 SEGMENT = 2000
 """Positions in the first segments, so that retention has something to do."""
-SETTLE = 240.0
-"""Seconds that the groups may take to handle all when everything is well again."""
+STALL = 120.0
+"""Seconds without faults in which some cursor must move while something is pending."""
 UNLIMITED = " ".join(
     f"-c {name}=0"
     for name in (
@@ -44,9 +45,10 @@ class Rack:
 
     def __init__(self, minutes: float, seed: str, folder: Path, server: Server) -> None:
         self.minutes, self.seed, self.folder, self.server = minutes, seed, folder, server
-        self.findings: list[str] = []
-        self.told: list[tuple[float, int, str]] = []
-        """Of each action the time, the order number before it, and what it was."""
+        self.findings: list[Finding] = []
+        self.told: list[Action] = []
+        self.drained = 0.0
+        """Seconds from the last fault until nothing was pending."""
         self.began = time.monotonic()
         entry = server.settings("soak")
         own = {**entry, "OPTIONS": {"application_name": "rack", "options": UNLIMITED}}
@@ -106,7 +108,7 @@ class Rack:
             try:
                 function()
             except Exception:
-                self.findings.append(f"the rack itself failed: {traceback.format_exc()}")
+                self.findings.append(Finding("rack failed", traceback.format_exc()))
 
         return call
 
@@ -115,14 +117,14 @@ class Rack:
         try:
             (order,) = query("SELECT last_value FROM soak_order")[0]
         except Exception:
-            order = self.told[-1][1] if self.told else 0
-        self.told.append((time.monotonic() - self.began, order, text))
+            order = self.told[-1].order if self.told else 0
+        self.told.append(Action(time.monotonic() - self.began, order, text))
 
     def work(self) -> None:
         """Let everything happen for the time of the run."""
         every = 'SELECT count(DISTINCT "group") >= 8 FROM soak_journal'
-        if not wait(lambda: query(every)[0][0], 120):
-            self.findings.append("not all groups have begun within 120 s")
+        if not wait(lambda: query(every)[0][0], 300):
+            self.findings.append(Finding("stuck", "not all groups have begun within 300 s"))
         deadline = time.monotonic() + self.minutes * 60
         for thread in self.threads:
             thread.start()
@@ -145,64 +147,67 @@ class Rack:
             query(f"COMMIT PREPARED '{name}'")
         for name in ALL:
             pauses.resume(name, reason="rack")
-        if not wait(lambda: not query(PENDING), SETTLE):
-            self.findings += [f"stuck: {row}" for row in query(PENDING)]
+        self._drain(set(ALL))
         for name in ALL:
             self.operators.audit(name)
         self.fleet.stop()
-        if not wait(lambda: not query(LEFT), 15):
-            self.findings += [f"left behind: {row}" for row in query(LEFT)]
+        if not wait(lambda: not query(LEFT), 60):
+            self.findings += [Finding("left behind", str(row)) for row in query(LEFT)]
+
+    def _drain(self, groups: set[str]) -> None:
+        """Wait until nothing is pending, for as long as cursors move."""
+        began = since = time.monotonic()
+        places: list[Any] = []
+        while True:
+            pending = query(PENDING)
+            missing = groups - {name for (name,) in query(PRESENT)}
+            if not pending and not missing:
+                break
+            if (now_at := query(PLACES)) != places:
+                places, since = now_at, time.monotonic()
+            elif time.monotonic() - since > STALL:
+                self.findings += [Finding("stuck", f"no cursor of {name}") for name in missing]
+                self.findings += [stuck(*row) for row in pending]
+                break
+            time.sleep(1)
+        self.drained = time.monotonic() - began
 
     def check(self) -> int:
         """Check everything and print; return the exit code."""
-        from tests.soak.checker import Checker, history
+        from tests.soak.checker import Checker
 
-        self.findings += [*self.fleet.findings, *self.operators.findings]
         checker = Checker(self.fleet.acknowledged())
-        found = list(checker.check())
-        self.report(checker, len(self.findings) + len(found))
-        for text in self.findings:
-            print("\nFINDING", text)
-        for finding in found[:10]:
-            print("\nFINDING", finding.text)
-            if finding.group:
-                self._tell_history(history(finding), finding.order)
-        if len(found) > 10:
-            print(f"... and {len(found) - 10} more")
-        if self.findings or found:
-            kept = Path(tempfile.gettempdir()) / f"soak-{self.seed}.log"
-            kept.write_text(
-                "\n".join(f"{at:8.1f} s {order} {text}" for at, order, text in self.told)
-            )
-            print(
-                f"\nall actions: {kept}; again: make soak MINUTES={self.minutes:g} SEED={self.seed}"
-            )
-        return 1 if self.findings or found else 0
-
-    def _tell_history(self, events: list[tuple[int, str]], order: int) -> None:
-        orders = [event[0] for event in events] or [order]
-        actions = [
-            (at, f"                    {seconds:.1f} s: {text[:300]}")
-            for seconds, at, text in self.told
-            if min(orders[-20:]) - 50 <= at <= orders[-1] + 50
+        found = [
+            *self.findings,
+            *self.fleet.findings,
+            *self.operators.findings,
+            *checker.check(),
         ]
-        for number, text in sorted([*events[-40:], *actions[-40:]]):
-            print(f"    {number:9d} {text}")
+        self.report(checker.handled(), found)
+        tell(found, self.told)
+        if found:
+            kept = Path(tempfile.gettempdir()) / f"soak-{self.seed}"
+            shutil.copytree(self.folder, kept, dirs_exist_ok=True)
+            lines = (f"{at:8.1f} s {order} {text}" for at, order, text in self.told)
+            (kept / "actions.log").write_text("\n".join(lines))
+            print(f"\nactions and logs: {kept}")
+            print(f"again: make soak MINUTES={self.minutes:g} SEED={self.seed}")
+        return 1 if found else 0
 
-    def report(self, checker: Any, findings: int) -> None:
+    def report(self, handled: dict[str, int], findings: list[Finding]) -> None:
         """Print the numbers of the run."""
         (published,), (positions,) = query(
             "SELECT count(*) FROM soak_fact UNION ALL SELECT last_value FROM outbox_message_position_seq"
         )
-        counts: collections.Counter[str] = collections.Counter()
-        counts.update(self.chaos.counts)
         print(f"seed {self.seed}, {self.minutes:g} minutes, {self.server_version()}")
         print(f"published: {published} messages recorded by publishers, last position {positions}")
-        print("handled: " + ", ".join(f"{group} {n}" for group, n in checker.handled().items()))
-        print("chaos: " + ", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
-        steps = sorted(self.operators.counts.items())
-        print("operators: " + ", ".join(f"{what} {n}" for what, n in steps))
-        print(f"findings: {findings}")
+        print("handled:", listed(handled))
+        print("chaos:", listed(self.chaos.counts))
+        print("operators:", listed(self.operators.counts))
+        print(f"end: {self.drained:.0f} s without faults until all was handled, or stuck")
+        print(f"findings: {len(findings)}")
+        for kind, found in by_kind(findings).items():
+            print(f"    {kind}: {len(found)}")
 
     def server_version(self) -> str:
         """Return the versions of the server and the driver."""
@@ -212,12 +217,19 @@ class Rack:
 
 
 PENDING = """
-    SELECT c."group", c.channel, c.slot_from, c.position, min(m.position), c.attempts, c.last_error
+    SELECT c."group", c.channel, c.slot_from, c.position, m.position, c.attempts, c.last_error
     FROM outbox_cursor AS c
-    JOIN outbox_message AS m ON m.channel = c.channel AND m.position > c.position
-        AND m.slot BETWEEN c.slot_from AND c.slot_to
-    GROUP BY c.id
+    CROSS JOIN LATERAL (
+        SELECT position
+        FROM outbox_message
+        WHERE channel = c.channel AND position > c.position
+          AND slot BETWEEN c.slot_from AND c.slot_to
+        ORDER BY position
+        LIMIT 1
+    ) AS m
 """
+PLACES = "SELECT id, position FROM outbox_cursor ORDER BY id"
+PRESENT = 'SELECT DISTINCT "group" FROM outbox_cursor'
 LEFT = """
     SELECT 'session', pid::text, application_name, state, left(query, 100)
     FROM pg_stat_activity
@@ -226,6 +238,18 @@ LEFT = """
     SELECT 'lock', pid::text, locktype, mode, classid::text
     FROM pg_locks WHERE locktype = 'advisory'
 """
+
+
+def stuck(
+    group: str, channel: str, slot: int, place: int, following: int, attempts: int, error: str
+) -> Finding:
+    """Return the finding about a range that does not go on."""
+    text = f"{group} stands at {place} of {channel} before {following}, attempts {attempts} {error}"
+    return Finding("stuck", text, group, channel, slot, following)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
 
 
 def query(statement: str) -> list[Any]:
