@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -17,13 +18,15 @@ from django.db import models, router, transaction
 from django.utils.translation import gettext_lazy as _
 
 from ..events import Event, EventType, valid_channel
-from ..exceptions import InvalidStream
+from ..exceptions import InvalidStream, StreamConflict
 from ..publisher import Headers, publish, writable_alias
 from ..sql import scalar
 from .stream import Stream, stream
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 MARK = "_outbox_applies"
+ROW_IDENTITY = ("version", "rebuild_id")
+"""Fields that say which state of a row was loaded."""
 
 
 def applies(*event_types: EventType) -> Callable[[Method], Method]:
@@ -57,8 +60,12 @@ class Aggregate(models.Model):
 
     channel: ClassVar[str]
     _appliers: ClassVar[dict[EventType, str]]
+    _loaded: dict[str, Any] | None = None
+    """While record() saves: the fields that the row must still have."""
 
     version = models.BigIntegerField(_("version"), default=0, editable=False)
+    rebuild_id = models.BigIntegerField(_("rebuild"), default=0, db_default=0, editable=False)
+    """Another number after each `rebuild()`: an instance loaded before it cannot save over it."""
 
     class Meta:
         abstract = True
@@ -77,8 +84,9 @@ class Aggregate(models.Model):
         """Apply an event, append it to the stream at this row's version, and save the row.
 
         Returns the position. Raises StreamConflict when the stream has moved on since the row was
-        loaded, InvalidStream for an event of another channel or key, and whatever the model's
-        constraints raise; the instance is then as it was before.
+        loaded, or the row was rebuilt or changed without an event since then; InvalidStream for an
+        event of another channel or key; and whatever the model's constraints raise. The instance is
+        then as it was before.
         """
         alias = writable_alias(using or self._state.db)
         self._check(event)
@@ -88,7 +96,9 @@ class Aggregate(models.Model):
             self.apply(event)
             position = publish(event, expected=before["version"], headers=headers, using=alias)
             self.version = before["version"] + 1
+            self._loaded = None if adding else {name: before[name] for name in ROW_IDENTITY}
             super().save(using=alias, force_insert=adding, force_update=not adding)
+            self._loaded = None
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
@@ -111,6 +121,25 @@ class Aggregate(models.Model):
         raise InvalidStream(
             f"{type(self).__name__} {self.pk!r} is event-sourced: record() an event instead of "
             "save(), or rebuild() the row from its stream."
+        )
+
+    def _do_update(  # type: ignore[override]
+        self, rows: models.QuerySet[Any], *args: Any, **options: Any
+    ) -> bool:
+        """Update the row as it was loaded only. save() rolls the transaction back on an error."""
+        loaded = self._loaded if issubclass(rows.model, Aggregate) else None
+        same = rows.filter(**loaded) if loaded else rows
+        is_updated = bool(super()._do_update(same, *args, **options))
+        if is_updated or not loaded:
+            return is_updated
+        raise StreamConflict(
+            f"The row of {type(self).__name__} {self.pk!r} was rebuilt, deleted or changed without an "
+            "event after it was loaded. Load it again and decide again, as outbox.decide() does by "
+            "itself; when that fails too, rebuild() it.",
+            channel=self.channel,
+            key=str(self.pk),
+            expected=loaded["version"],
+            actual=None,
         )
 
     def delete(self, *args: Any, **options: Any) -> tuple[int, dict[str, int]]:
@@ -163,6 +192,7 @@ class Aggregate(models.Model):
             if not version:
                 raise InvalidStream(f"{cls.__name__} {key!r} has no events.")
             instance = cls._fold(key, history, None)
+            instance.rebuild_id = secrets.randbits(62)
             models.Model.save(instance, using=history.using)
         return instance
 
@@ -171,7 +201,7 @@ class Aggregate(models.Model):
         """Give the rows that are not the fold of their stream; those that change meanwhile, too."""
         for row in cls._default_manager.using(using or router.db_for_write(cls)).iterator():
             folded = cls._fold(row.pk, cls.stream(row.pk, using=row._state.db), row.version)
-            names = [field.attname for field in cls._meta.concrete_fields]
+            names = [f.attname for f in cls._meta.concrete_fields if f.name != "rebuild_id"]
             differences = {
                 name: (getattr(row, name), getattr(folded, name))
                 for name in names
@@ -193,6 +223,11 @@ class Aggregate(models.Model):
         return instance
 
     def _check(self, event: Event) -> None:
+        if deferred := self.get_deferred_fields():
+            raise InvalidStream(
+                f"{type(self).__name__} {self.pk!r} was loaded without "
+                f"{', '.join(sorted(deferred))}: load the whole row, without only() and defer()."
+            )
         contract = getattr(event, "__contract__", None)
         if contract is None or contract.channel != self.channel:
             raise InvalidStream(

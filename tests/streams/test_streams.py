@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from decimal import Decimal
 
@@ -358,3 +359,88 @@ def test_a_raw_insert_into_a_stream_channel_is_refused():
     with transaction.atomic():
         outbox.publish_raw("accounts", "Raw", {}, key="17")
     assert outbox.stream("accounts", "17").version == 2
+
+
+def test_a_row_that_was_rebuilt_after_it_was_loaded_cannot_be_saved_over():
+    """record() raises StreamConflict and stores nothing, row or event; a new load can go on."""
+    open_account()
+    Account.objects.filter(pk="17").update(balance=99)
+    drifted = Account.objects.get(pk="17")
+    Account.rebuild("17")
+
+    with pytest.raises(outbox.StreamConflict, match="rebuilt"), transaction.atomic():
+        drifted.record(Deposited(account="17", amount=Decimal(1)))
+
+    assert (drifted.balance, drifted.version) == (99, 2)
+    assert outbox.stream("accounts", "17").version == 2
+    with transaction.atomic():
+        Account.objects.get(pk="17").record(Deposited(account="17", amount=Decimal(1)))
+    assert Account.objects.get(pk="17").balance == 11
+    assert list(Account.verify()) == []
+
+
+def test_an_error_of_record_that_is_swallowed_stores_nothing():
+    """The event was appended before the row was refused, so the transaction cannot commit."""
+    open_account()
+    Account.objects.filter(pk="17").update(balance=99)
+    drifted = Account.objects.get(pk="17")
+    Account.rebuild("17")
+
+    with contextlib.suppress(outbox.StreamConflict), transaction.atomic():
+        with contextlib.suppress(outbox.StreamConflict):
+            drifted.record(Deposited(account="17", amount=Decimal(1)))
+        assert transaction.get_rollback()
+
+    assert outbox.stream("accounts", "17").version == 2
+    assert list(Account.verify()) == []
+
+
+def test_a_decision_reads_the_rebuilt_row_after_the_conflict():
+    """decide() begins again by itself when the row was rebuilt between its load and its save."""
+    open_account()
+    Account.objects.filter(pk="17").update(balance=99)
+    seen = []
+
+    def decision(account):
+        seen.append(account.balance)
+        if len(seen) == 1:
+            race(lambda: Account.rebuild("17"))
+        return [Deposited(account="17", amount=Decimal(1))]
+
+    assert outbox.decide(Account, "17", decision).balance == 11
+    assert seen == [99, 10]
+    assert list(Account.verify()) == []
+
+
+def test_one_instance_records_several_events_also_after_a_rebuild():
+    """Its own saves are no change by another; rebuild() returns an instance that can go on."""
+    open_account()
+    account = Account.rebuild("17")
+
+    with transaction.atomic():
+        for _ in range(3):
+            account.record(Deposited(account="17", amount=Decimal(1)))
+
+    assert Account.objects.get(pk="17").balance == 13
+    assert list(Account.verify()) == []
+
+
+def test_a_row_that_was_deleted_without_an_event_is_a_conflict():
+    """Raw SQL took it away: nothing is stored, and rebuild() makes it again."""
+    account = open_account()
+    Account.objects.filter(pk="17")._raw_delete("default")
+
+    with pytest.raises(outbox.StreamConflict, match="deleted"), transaction.atomic():
+        account.record(Deposited(account="17", amount=Decimal(1)))
+
+    assert Account.rebuild("17").balance == 10
+    assert outbox.stream("accounts", "17").version == 2
+
+
+def test_a_row_that_was_loaded_in_part_records_nothing():
+    """Fields that are loaded later may be newer than the others."""
+    open_account()
+    part = Account.objects.only("balance").get(pk="17")
+
+    with pytest.raises(InvalidStream, match="without owner"), transaction.atomic():
+        part.record(Deposited(account="17", amount=Decimal(1)))

@@ -18,6 +18,12 @@ class Migration(migrations.Migration):
                     "version",
                     models.BigIntegerField(default=0, editable=False, verbose_name="version"),
                 ),
+                (
+                    "rebuild_id",
+                    models.BigIntegerField(
+                        db_default=0, default=0, editable=False, verbose_name="rebuild"
+                    ),
+                ),
                 ("number", models.CharField(max_length=20, primary_key=True, serialize=False)),
                 ("owner", models.CharField(default="", max_length=50)),
                 (
