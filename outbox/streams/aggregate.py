@@ -133,9 +133,9 @@ class Aggregate(models.Model):
         if is_updated or not loaded:
             return is_updated
         raise StreamConflict(
-            f"The row of {type(self).__name__} {self.pk!r} was rebuilt, deleted or changed without an "
-            "event after it was loaded. Load it again and decide again, as outbox.decide() does by "
-            "itself; when that fails too, rebuild() it.",
+            f"The row of {type(self).__name__} {self.pk!r} was rebuilt, deleted or changed without "
+            "an event after it was loaded. Load it again and decide again, as outbox.decide() does "
+            "by itself; when that fails too, rebuild() it.",
             channel=self.channel,
             key=str(self.pk),
             expected=loaded["version"],
