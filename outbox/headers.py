@@ -170,7 +170,7 @@ class ContextInjector:
     def _resolved(self) -> str:
         blocks = self._open_blocks()
         if blocks and self.trace is None:
-            self.trace = {k: v for each in observers.trace_headers for k, v in each().items()}
+            self.trace = observers.headers_of_trace()
         merged: dict[str, Any] = dict(self.trace or {})
         self.is_resolving = True
         try:

@@ -154,8 +154,9 @@ class Worker:
 
     def _count(self, batch: Batch, moved: int) -> int:
         self.handled += moved
-        for after in observers.after_batch:
-            after(batch.group.name, batch.claim.channel, moved, time.monotonic() - batch.began_at)
+        if observers.after_batch:
+            facts = (batch.group.name, batch.claim.channel, moved)
+            observers.notify(observers.after_batch, *facts, time.monotonic() - batch.began_at)
         if moved == len(batch.rows) and batch.end_position == batch.claim.until:
             self.claims.note_done(batch.claim)
         else:

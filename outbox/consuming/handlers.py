@@ -86,8 +86,9 @@ def run(
         try:
             return _call_handlers(calls, skipped, messages, after_call, record, deadline, seconds)
         finally:
-            for after in observers.after_calls:
-                after(group.name, [call[3] for call in calls[: len(seconds or ())]], seconds or ())
+            if seconds:
+                routes = [call[3] for call in calls[: len(seconds)]]
+                observers.notify(observers.after_calls, group.name, routes, seconds)
 
     result: Done | Failed = observers.handle(run_calls, group.name, messages)
     return result

@@ -76,14 +76,20 @@ class Tallies:
             self.write()
 
     def write(self) -> None:
-        """Write the file, if there is one, so that a reader finds all of it or the one before."""
+        """Write the file, if there is one, so that a reader finds all of it or the one before.
+
+        A file that cannot be written, as on a full disk, is reported once and ends no worker.
+        """
         if self.file is None:
             return
         self._written_at = time.monotonic()
         parts = [list(each.items()) for each in (self.counters, self.histograms)]
         new = self.file.with_suffix(".new")
-        new.write_text(json.dumps(parts), encoding="utf-8")
-        os.replace(new, self.file)
+        try:
+            new.write_text(json.dumps(parts), encoding="utf-8")
+            os.replace(new, self.file)
+        except OSError as error:
+            observers.report(self.write, error)
 
     def add(self, file: Path) -> None:
         """Add the numbers of a file."""
