@@ -16,7 +16,8 @@ import outbox
 from benchmarks import consumers, harness
 from benchmarks.events import CHANNEL, OrderPlaced, orders
 from benchmarks.processes import beside, fork, work
-from outbox import database, encoding, events
+from outbox import database, encoding
+from outbox.messages import draft_of
 from outbox.sql import statement
 
 ALWAYS = """
@@ -183,7 +184,7 @@ def _by_publish(event: OrderPlaced) -> Callable[[], None]:
 
 def _by_insert(event: OrderPlaced) -> Callable[[], None]:
     """Do the least that a publisher can do: the INSERT of `publish()` over a bare connection."""
-    draft = events.draft(event, None)
+    draft = draft_of(event, None)
     parameters = {
         "channel": draft.channel,
         "key": draft.key,

@@ -2,7 +2,8 @@
 
 The map, in the order that data takes:
 
-    events          typed payloads, their registry, decoding
+    events          event classes: typed payloads and their registry
+    messages        what an event becomes, what a handler gets, decoding
     encoding        values as JSON text, and what cannot be stored
     payloads        what is published, the event class can decode
     headers         outbox.context(): headers of every message of a transaction
@@ -11,10 +12,14 @@ The map, in the order that data takes:
     positions       whether sequence, log and cursors agree
     triggers        the floor, the NOTIFY, the append-only rule, the check of cursors
     groups          consumer groups and their handlers
+    routes          how a type of message is handled, what can be a handler
     retry           when a failed message is tried again
     worker          the loop: claim, dispatch, commit; `run_once` is the page to read first
     database        what differs between psycopg2 and psycopg 3
 
+    models/         the tables
+    exceptions/     every error that is raised on purpose
+    checks/         system checks of settings, declarations and databases
     consuming/      from claim to commit: cursors, batches, handlers, failures, leases, wake-ups
     processes/      workers in processes of their own: supervisor, shutdown, heartbeat
     operations/     what an operator sees and does: status, audit, doctor, reset, pause, scale
@@ -39,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from .changes.capture import capture
 from .changes.change import Change
 from .consuming.read_your_writes import caught_up, wait_for
-from .events import Event, Message
+from .events import Event
 from .exceptions import (
     FailedAt,
     OutboxError,
@@ -50,6 +55,7 @@ from .exceptions import (
 )
 from .groups import ConsumerGroup
 from .headers import context
+from .messages import Message
 from .publisher import publish, publish_many, publish_raw
 from .relays.relay import Relay
 from .retry import Retry

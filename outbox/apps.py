@@ -17,8 +17,9 @@ class OutboxConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and receivers; import the `events` and `consumers` of each app."""
-        from . import checks, headers  # noqa: F401
+        from . import headers
         from .changes import installed
+        from .checks import databases, declarations  # noqa: F401
         from .database import use_iso_dates
         from .retention import rules  # noqa: F401
 

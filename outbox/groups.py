@@ -7,20 +7,18 @@ its channels, whatever other groups do.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
-from asgiref.sync import AsyncToSync
-
 from . import events
 from .conf import is_number
 from .encoding import is_storable
 from .exceptions import DuplicateHandler, InvalidGroup, UnknownGroup
 from .retry import Retry, default_retry
+from .routes import Route, check_handler, path_of, signature_of
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Start = Literal["earliest", "latest"]
@@ -37,28 +35,6 @@ MOST_RANGES = 1024
 
 _registry: dict[str, ConsumerGroup] = {}
 _duplicates: list[tuple[ConsumerGroup, ConsumerGroup]] = []
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Route:
-    """How one type of message is handled."""
-
-    type: str
-    event_type: events.EventType | None
-    handler: Callable[..., Any]
-    is_batch: bool
-    timeout: float | None
-    most_together: int | None = None
-    """With "at_least_once" the most messages for one call of a batch handler; None: no limit."""
-
-    def event_of(self, message: events.Message) -> Any:
-        """Return what the handler takes as the event of a message.
-
-        Raises UndecodableMessage.
-        """
-        if self.event_type is None:
-            return message.payload
-        return events.decode(message, self.event_type)
 
 
 class ConsumerGroup:
@@ -176,12 +152,12 @@ class ConsumerGroup:
             raise InvalidGroup(f"Group {self.name!r}: timeout={timeout!r}; use seconds above 0.")
 
         def register(handler: Handler) -> Handler:
-            self._check_handler(handler, is_batch)
+            check_handler(handler, is_batch, self.name)
             for channel, type_name, event_class in targets:
                 known = self._routes.get((channel, type_name))
-                if known is not None and _path(known.handler) != _path(handler):
+                if known is not None and path_of(known.handler) != path_of(handler):
                     raise DuplicateHandler(
-                        group=self.name, type=type_name, first=_path(known.handler)
+                        group=self.name, type=type_name, first=path_of(known.handler)
                     )
                 self._routes[channel, type_name] = Route(
                     type_name, event_class, handler, is_batch, timeout or self.timeout
@@ -196,8 +172,8 @@ class ConsumerGroup:
             return [(channel, name, None) for channel in self.channels]
         if inspect.isroutine(event_type):
             raise InvalidGroup(
-                f"Group {self.name!r}: the decorator of {_shown(event_type)} names no event: write "
-                f"@….handler(EventClass) above {event_type.__name__}."
+                f"Group {self.name!r}: the decorator of {signature_of(event_type)} names no event: "
+                f"write @….handler(EventClass) above {event_type.__name__}."
             )
         sources = events.sources(event_type)
         if not sources:
@@ -215,30 +191,6 @@ class ConsumerGroup:
                 f"{', '.join(self.channels)}: add the channel."
             )
         return targets
-
-    def _check_handler(self, handler: Callable[..., Any], is_batch: bool) -> None:
-        # Behind a decorator: it is taken for one that does not run the coroutine.
-        function = inspect.unwrap(handler, stop=lambda each: isinstance(each, AsyncToSync))
-        is_lazy = any(
-            kind(each)
-            for each in (handler, function, getattr(function, "__call__", None))  # noqa: B004
-            for kind in (
-                inspect.iscoroutinefunction,
-                inspect.isgeneratorfunction,
-                inspect.isasyncgenfunction,
-            )
-        )
-        if is_lazy or not callable(handler):
-            raise InvalidGroup(
-                f"Group {self.name!r}: {handler!r} would not run when it is called: a handler is a "
-                "plain function; make one of a coroutine with asgiref.sync.async_to_sync."
-            )
-        arguments = "events, messages" if is_batch else "event, message"
-        if not _takes_two_arguments(handler):
-            raise InvalidGroup(
-                f"Group {self.name!r}: {_shown(handler)} cannot be called with ({arguments}): "
-                f"declare it as {_name(handler)}({arguments})."
-            )
 
     def _check(self) -> None:
         name, timeout = self.name, self.timeout
@@ -344,30 +296,3 @@ def _valid_channels(channels: Sequence[str]) -> tuple[str, ...]:
     if not valid:
         raise InvalidGroup(f"channels={channels!r}: use a list of channel names, at least one.")
     return valid
-
-
-def _takes_two_arguments(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
-
-
-def _shown(function: Callable[..., Any]) -> str:
-    """Return the declaration of a function, with the module that holds it."""
-    try:
-        signature = str(inspect.signature(function))
-    except ValueError:
-        signature = "(…)"
-    return f"{_path(function)}{signature}"
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _path(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"

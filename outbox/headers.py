@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
 
-from . import database, events, observers
+from . import database, observers
 from .encoding import encode
 from .exceptions import InvalidContext
+from .messages import VERSION_HEADER
 from .sql import run_statement
 
 _LEAD = r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*"
@@ -47,8 +48,8 @@ def context(*, using: str | None = None, **values: Any) -> Block:
 
     Raises InvalidContext for the name "version", UnencodableValue and NulCharacter.
     """
-    if events.VERSION_HEADER in values:
-        raise InvalidContext(name=events.VERSION_HEADER)
+    if VERSION_HEADER in values:
+        raise InvalidContext(name=VERSION_HEADER)
     encode({k: v for k, v in values.items() if not callable(v)}, "context")
     return Block(using, values)
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from django.db import IntegrityError, OperationalError, connections
 
-from . import database, events, observers, payloads, positions
+from . import database, observers, payloads, positions
 from .encoding import encode
 from .exceptions import OutboxError, PayloadTooLarge, PositionTaken, StreamConflict
+from .messages import Draft
 from .sql import array, run_statement
 
 MOST_BYTES = 2**28 - 1
@@ -46,12 +47,12 @@ class LogState(NamedTuple):
 NOTHING_KNOWN = LogState("", 0, {})
 
 
-def append(draft: events.Draft, using: str) -> int:
+def append(draft: Draft, using: str) -> int:
     """Store one message in the current transaction and return its position."""
     return observers.publish([draft], lambda drafts: [_append(drafts[0], using)])[0]
 
 
-def _append(draft: events.Draft, using: str) -> int:
+def _append(draft: Draft, using: str) -> int:
     parameters = {
         "channel": draft.channel,
         "key": draft.key,
@@ -64,7 +65,7 @@ def _append(draft: events.Draft, using: str) -> int:
         return int(cursor.fetchone()[0])
 
 
-def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
+def append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
     """Append one message to the stream of its key; return its position.
 
     `expected`: the version at which the stream must stand, None for any. Waits for other writers of
@@ -76,7 +77,7 @@ def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> i
     )[0]
 
 
-def _append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
+def _append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
     parameters = {
         "channel": draft.channel,
         "key": draft.key,
@@ -115,14 +116,14 @@ def guarded_version(channel: str, key: str | None, using: str) -> int | None:
     return None
 
 
-def append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
+def append_many(drafts: Sequence[Draft], using: str) -> list[int]:
     """Store messages with one statement and return their positions, in the given order."""
     if not drafts:
         return []
     return observers.publish(drafts, lambda final: _append_many(final, using))
 
 
-def _append_many(drafts: Sequence[events.Draft], using: str) -> list[int]:
+def _append_many(drafts: Sequence[Draft], using: str) -> list[int]:
     parameters = {
         "messages": _encode_batch(drafts),
         "channels": array({draft.channel for draft in drafts}),
@@ -190,7 +191,7 @@ def read(
     return rows
 
 
-def _encode_payload(draft: events.Draft) -> str:
+def _encode_payload(draft: Draft) -> str:
     text = payloads.payload_text(draft.payload, draft.type)
     # A character takes at most 4 bytes: nearly always its number is enough to know.
     if len(text) > MOST_BYTES // 4 and (size := len(text.encode())) > MOST_BYTES:
@@ -198,7 +199,7 @@ def _encode_payload(draft: events.Draft) -> str:
     return text
 
 
-def _encode_batch(drafts: Sequence[events.Draft]) -> str:
+def _encode_batch(drafts: Sequence[Draft]) -> str:
     text = encode(drafts, "batch", _free_parts(drafts))
     if len(text) > MOST_BYTES // 4 or not payloads.are_decodable(drafts, text):
         for index, draft in enumerate(drafts):
@@ -215,7 +216,7 @@ def _encode_batch(drafts: Sequence[events.Draft]) -> str:
     return text
 
 
-def _free_parts(drafts: Sequence[events.Draft]) -> list[Any]:
+def _free_parts(drafts: Sequence[Draft]) -> list[Any]:
     return [part for draft in drafts for part in (draft.payload, draft.headers)]
 
 

@@ -15,6 +15,7 @@ import msgspec
 from . import events
 from .encoding import encode
 from .exceptions import InvalidEvent, InvalidField
+from .messages import Draft
 
 
 class _Row(msgspec.Struct):
@@ -47,7 +48,7 @@ def payload_text(payload: Any, name: str) -> str:
     return text
 
 
-def are_decodable(drafts: Sequence[events.Draft], text: str) -> bool:
+def are_decodable(drafts: Sequence[Draft], text: str) -> bool:
     """Tell whether the payloads in `text`, the drafts as JSON, can be decoded by their classes.
 
     One pass over the text of a batch instead of encoding each payload by itself.

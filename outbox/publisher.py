@@ -23,6 +23,7 @@ from .exceptions import (
     TransactionRequired,
     UnknownDatabase,
 )
+from .messages import VERSION_HEADER, Draft, draft_of
 
 Headers = Mapping[str, Any] | None
 
@@ -50,7 +51,7 @@ def publish(
     was forgotten.
     """
     alias = writable_alias(using)
-    draft = events.draft(event, _valid(headers))
+    draft = draft_of(event, _valid(headers))
     if events.is_stream_channel(draft.channel):
         return append_to_stream(draft, expected, alias)
     if expected is not None:
@@ -61,7 +62,7 @@ def publish(
     return message_log.append(draft, alias)
 
 
-def append_to_stream(draft: events.Draft, expected: int | None, using: str) -> int:
+def append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
     """Append a draft to the stream of its key and return its position.
 
     Raises InvalidStream for a draft without a key or an impossible version, StreamConflict.
@@ -88,10 +89,10 @@ def publish_many(
     """
     alias = writable_alias(using)
     valid = _valid(headers)
-    drafts: list[events.Draft] = []
+    drafts: list[Draft] = []
     for event in batch:
         try:
-            drafts.append(events.draft(event, valid))
+            drafts.append(draft_of(event, valid))
         except OutboxError as error:
             error.add_note(f"It is about batch[{len(drafts)}].")
             raise
@@ -106,7 +107,7 @@ def publish_many(
     ]
 
 
-def _is_of_a_stream(draft: events.Draft) -> bool:
+def _is_of_a_stream(draft: Draft) -> bool:
     return events.is_stream_channel(draft.channel)
 
 
@@ -128,7 +129,7 @@ def publish_raw(
     with an event class, also where this process knows one of that name: the type may be newer.
     """
     alias = writable_alias(using)
-    draft = events.Draft(
+    draft = Draft(
         events.valid_channel(channel),
         events.valid_type_name(type),
         payload,
@@ -167,8 +168,8 @@ def _valid(headers: Any, *, may_have_version: bool = False) -> dict[str, Any] | 
         return None
     if not isinstance(headers, Mapping):
         raise InvalidHeaders(headers=headers, reason="use a mapping")
-    version = headers.get(events.VERSION_HEADER, 1)
-    if events.VERSION_HEADER in headers and not may_have_version:
+    version = headers.get(VERSION_HEADER, 1)
+    if VERSION_HEADER in headers and not may_have_version:
         raise InvalidHeaders(
             headers=headers, reason='"version" is the event class\'s own: use another name'
         )

@@ -20,6 +20,7 @@ from .conf import log_alias
 from .consuming import failures
 from .encoding import Key, encode, key_text
 from .groups import ConsumerGroup
+from .messages import Message, decode
 from .operations import tail
 from .operations.tail import StoredMessage
 from .relays.contract import Received, sink_contract
@@ -165,7 +166,7 @@ class Published(Sequence[StoredMessage]):
 
     def events_of(self, type: type[EventType]) -> list[EventType]:
         """Return the events of a class, or of a `Change[…]`, that are there, decoded."""
-        return [events.decode(_as_handled(message), type) for message in self.matching(type)]
+        return [decode(_as_handled(message), type) for message in self.matching(type)]
 
     def _messages(self) -> list[StoredMessage]:
         if self._kept is not None:
@@ -173,11 +174,11 @@ class Published(Sequence[StoredMessage]):
         return tail.visible(self._after, self._using)
 
 
-def _as_handled(message: StoredMessage) -> events.Message:
+def _as_handled(message: StoredMessage) -> Message:
     texts = encode(message.payload, "payload"), encode(message.headers, "headers")
     at = message.created_at.isoformat()
     named = message.position, message.channel, message.key, message.type
-    return events.Message(*named, 1, False, "", *texts, at)
+    return Message(*named, 1, False, "", *texts, at)
 
 
 def _fits(wanted: Any, payload: Any) -> bool:

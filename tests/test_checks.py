@@ -12,8 +12,8 @@ from django.db import connection
 from django.test import override_settings
 
 import outbox
-from outbox import checks as outbox_checks
 from outbox import events
+from outbox.checks import databases as outbox_checks
 from outbox.conf import Settings
 from outbox.testing import isolated_groups
 from tests.support.project import Project

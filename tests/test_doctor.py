@@ -13,7 +13,7 @@ from django.db import connection, connections, transaction
 import outbox
 from outbox.embedded import Server
 from outbox.exceptions import LogIsBusy
-from outbox.operations import doctor
+from outbox.operations import doctor, server_limits
 from outbox.retention import log_lock, segments
 from tests.shop.events import OrderPlaced
 from tests.support.harness import backend, execute, insert, value
@@ -45,7 +45,7 @@ import dataclasses, json
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
-from outbox.operations import doctor
+from outbox.operations import doctor, server_limits
 options = connections["default"].settings_dict["OPTIONS"]
 {change}
 print(json.dumps([dataclasses.asdict(each) for each in doctor.run_checks()]))
@@ -273,7 +273,7 @@ def test_timeouts_that_leave_workers_time_are_fine():
 
 def test_workers_that_may_fill_the_lock_table_are_warned_of(session, declare_group, monkeypatch):
     """The setting that the fix names leaves half of the table free."""
-    monkeypatch.setattr(doctor, "MOST_IDLE_LOCKS", 100_000)
+    monkeypatch.setattr(server_limits, "MOST_IDLE_LOCKS", 100_000)
     sessions, prepared = (
         value(session, "SHOW max_connections"),
         value(session, "SHOW max_prepared_transactions"),

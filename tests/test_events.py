@@ -30,6 +30,7 @@ from outbox.exceptions import (
     UndecodableMessage,
     UnencodableValue,
 )
+from outbox.messages import decode, draft_of
 from outbox.models import Message
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("in_atomic")]
@@ -294,7 +295,7 @@ def test_headers_are_checked_like_payloads(headers):
 def test_a_key_is_text_or_a_number(key, text):
     """Text, numbers and UUIDs are stored as text; of an enum's member its value counts."""
     assert key_text(key) == text
-    assert events.draft(Loose(key=key), None).key == text
+    assert draft_of(Loose(key=key), None).key == text
 
 
 @pytest.mark.parametrize(
@@ -340,9 +341,9 @@ class Booking(outbox.Event, channel="events-seats", key=lambda booking: booking.
 
 def test_a_key_of_several_fields_is_unambiguous():
     """Fields are joined by ":"; one inside a value is escaped, so that no two keys fall together."""
-    assert events.draft(Seat(12, "c"), None).key == "12:c"
-    assert events.draft(Seat(1, "2:c"), None).key == r"1:2\:c"
-    assert events.draft(Booking("Ann"), None).key == "A"
+    assert draft_of(Seat(12, "c"), None).key == "12:c"
+    assert draft_of(Seat(1, "2:c"), None).key == r"1:2\:c"
+    assert draft_of(Booking("Ann"), None).key == "A"
 
 
 def test_none_within_a_key_of_several_fields_is_refused():
@@ -435,7 +436,7 @@ class Further(Derived):
 
 def test_an_event_class_can_have_a_base():
     """Fields are inherited, the channel is not: a class has the one of its own statement."""
-    draft = events.draft(Derived(order_id=1, note="x"), None)
+    draft = draft_of(Derived(order_id=1, note="x"), None)
 
     assert (draft.channel, draft.type, draft.key) == ("events-derived", "order.derived", "1")
     assert encode(draft.payload, "it") == '{"order_id":1,"note":"x"}'
@@ -556,7 +557,7 @@ def stored(event_type, payload, headers="{}"):
 def test_a_payload_that_does_not_fit_is_named(event_type, payload, headers, reason):
     """The error names position, type, channel and class, the field, and the way out."""
     with pytest.raises(UndecodableMessage) as caught:
-        events.decode(stored(event_type, payload, headers), event_type)
+        decode(stored(event_type, payload, headers), event_type)
 
     channel, type_name = events.sources(event_type)[0]
     assert caught.value.position == 7
@@ -572,7 +573,7 @@ def test_a_nested_version_is_no_version():
     """Only the header of that name counts, not the word elsewhere in the headers."""
     message = stored(Derived, '{"order_id": 1}', '{"trace": {"version": 9}, "x": "version"}')
 
-    assert events.decode(message, Derived) == Derived(order_id=1)
+    assert decode(message, Derived) == Derived(order_id=1)
 
 
 def test_a_message_has_times_and_a_stable_idempotency_key(witness):

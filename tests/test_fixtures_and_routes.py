@@ -11,7 +11,7 @@ from django.core.management.sql import emit_post_migrate_signal
 from django.db import connections, transaction
 
 import outbox
-from outbox import checks
+from outbox.checks import databases as checks
 from outbox.conf import log_alias
 from outbox.models import Cursor, Message, OperatorAction, ParkedMessage, Snapshot
 from outbox.testing import drain, published

@@ -25,8 +25,13 @@ from ..exceptions import OutboxError, PlanChanged
 from ..models import Group
 from ..operations import action_log, cursor_locks, plans
 from . import forms
-from .group_actions import ACTIONS, Action
+from .group_actions import Action, Forget, Pause, Reset, Resume, Scale, Skip
 from .pages import ACTION_PERMISSIONS, ControlRoomAdmin
+from .parked_actions import Discard, Redrive
+
+ACTIONS: dict[str, type[Action]] = {
+    each.name: each for each in (Pause, Resume, Scale, Reset, Skip, Redrive, Discard, Forget)
+}
 
 
 def view(page: ControlRoomAdmin, request: HttpRequest, group: str, name: str) -> HttpResponse:

@@ -1,8 +1,10 @@
-"""What each action on a group shows as its plan and does: the functions of the command line."""
+"""Actions on the cursors of a group: what each shows as its plan, and does.
+
+They call the functions of the command line.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from typing import Any, ClassVar
@@ -14,16 +16,12 @@ from django.utils.translation import gettext_lazy, ngettext
 from ..consuming.cursor_rows import CursorRow
 from ..exceptions import ScaleUnfinished
 from ..operations import (
-    discards,
     forgetting,
-    parked_selection,
     pauses,
     range_status,
-    redrives,
     replay,
     scaling,
 )
-from ..operations.parked_selection import Selection
 from ..operations.plans import Facts
 from ..sql import zoned
 from . import forms
@@ -91,7 +89,7 @@ class Pause(Action):
 
     def execute(self, reason: str) -> Done:
         """Pause the ranges."""
-        return True, _ranges(len(self._rows(reason, True)))
+        return True, ranges_text(len(self._rows(reason, True)))
 
 
 class Resume(Action):
@@ -108,7 +106,7 @@ class Resume(Action):
 
     def execute(self, reason: str) -> Done:
         """Resume the ranges."""
-        return True, _ranges(len(self._rows(reason, True)))
+        return True, ranges_text(len(self._rows(reason, True)))
 
 
 class Reset(Action):
@@ -137,7 +135,7 @@ class Reset(Action):
 
     def execute(self, reason: str) -> Done:
         """Move the ranges."""
-        return True, _ranges(len(self._moves(reason, True)))
+        return True, ranges_text(len(self._moves(reason, True)))
 
 
 class Scale(Action):
@@ -166,7 +164,7 @@ class Scale(Action):
             )
         except ScaleUnfinished as error:
             return False, str(error)
-        return True, _ranges(len(ranges))
+        return True, ranges_text(len(ranges))
 
 
 class Skip(Action):
@@ -179,86 +177,13 @@ class Skip(Action):
     def facts(self) -> Facts:
         """Return from where the range moves past the message."""
         row = self._row("", False)
-        effect = f"{_messages(1)} {_('not handled')}"
+        effect = f"{messages_text(1)} {_('not handled')}"
         return {_range(row): f"{row.position} → {self.choice['position']}: {effect}"}
 
     def execute(self, reason: str) -> Done:
         """Move the range past the message."""
         row = self._row(reason, True)
         return True, f"{row.channel}: {row.position} → {self.choice['position']}"
-
-
-class Redrive(Action):
-    name, title, form = "redrive", gettext_lazy("Redrive"), forms.RedriveForm
-    is_one_transaction = False
-
-    @property
-    def which(self) -> dict[str, Any]:
-        """The selection as `redrives.redrive` takes it."""
-        choice = self.choice
-        return {
-            "key": choice["key"] or None,
-            "position": choice["position"],
-            "error": choice["error"] or None,
-            "everything": choice["all"],
-        }
-
-    def facts(self) -> Facts:
-        """Return how many parked messages would be tried."""
-        found = redrives.redrive(
-            self.group, **self.which, dry_run=True, limit=self._limit, using=self.using
-        )
-        return {_("selected"): _messages(found.remaining), _("tried"): _messages(found.handled)}
-
-    def execute(self, reason: str) -> Done:
-        """Handle the messages again, in this process."""
-        done = redrives.redrive(
-            self.group, **self.which, limit=self._limit, reason=reason, using=self.using
-        )
-        text = _(
-            "%(handled)s handled, %(skipped)s skipped, %(failed)s failed again, "
-            "%(left)s parked still"
-        ) % {
-            "handled": done.handled,
-            "skipped": done.skipped,
-            "failed": len(done.failed),
-            "left": done.remaining,
-        }
-        first = f" ({done.failed[0].position}: {done.failed[0].error})" if done.failed else ""
-        return not done.failed, text + first
-
-    @property
-    def _limit(self) -> int:
-        return self.choice["limit"] or forms.MOST_TRIED
-
-
-class Discard(Action):
-    name, title, form = "discard", gettext_lazy("Discard"), forms.DiscardForm
-
-    @property
-    def selection(self) -> Selection:
-        """The parked messages of the form."""
-        choice = self.choice
-        return Selection(
-            group=self.group,
-            position=choice["position"],
-            key=choice["key"] or None,
-            error=choice["error"] or None,
-            reason=choice["kind"] or None,
-            since=zoned(choice["since"]) if choice["since"] else None,
-            until=zoned(choice["until"]) if choice["until"] else None,
-        )
-
-    def facts(self) -> Facts:
-        """Return the selection in numbers."""
-        return _total(
-            discards.discard_all(self.selection, reason="", execute=False, using=self.using)
-        )
-
-    def execute(self, reason: str) -> Done:
-        """Delete the selected parked messages."""
-        done = discards.discard_all(self.selection, reason=reason, using=self.using)
-        return True, _messages(done.messages)
 
 
 class Forget(Action):
@@ -273,18 +198,13 @@ class Forget(Action):
     def facts(self) -> Facts:
         """Return what the group has in each channel."""
         return {
-            each.channel: f"{_ranges(each.ranges)}, {_messages(each.parked)} {_('parked')}"
+            each.channel: f"{ranges_text(each.ranges)}, {messages_text(each.parked)} {_('parked')}"
             for each in self._found("", False)
         }
 
     def execute(self, reason: str) -> Done:
         """Delete the cursors and parked messages."""
         return True, ", ".join(each.channel for each in self._found(reason, True))
-
-
-ACTIONS: dict[str, type[Action]] = {
-    each.name: each for each in (Pause, Resume, Scale, Reset, Skip, Redrive, Discard, Forget)
-}
 
 
 def _range(row: CursorRow | replay.CursorMove) -> str:
@@ -299,27 +219,18 @@ def _pause_of(row: CursorRow) -> str:
 
 
 def _move(move: replay.CursorMove) -> str:
-    count = _messages(move.messages, move.is_lower_bound)
+    count = messages_text(move.messages, move.is_lower_bound)
     effect = _("handled again") if move.delta < 0 else _("not handled")
     clamped = _("; brought to where the log goes") if move.clamped else ""
     return f"{move.old} → {move.new}: {count} {effect}{clamped}"
 
 
-def _messages(count: int, is_lower_bound: bool = False) -> str:
+def messages_text(count: int, is_lower_bound: bool = False) -> str:
+    """Return a number of messages in words."""
     shown = f"{count}+" if is_lower_bound else str(count)
     return ngettext("%(n)s message", "%(n)s messages", count) % {"n": shown}
 
 
-def _ranges(count: int) -> str:
+def ranges_text(count: int) -> str:
+    """Return a number of ranges in words."""
     return ngettext("%(n)s range", "%(n)s ranges", count) % {"n": count}
-
-
-def _total(found: parked_selection.Total) -> Facts:
-    numbers = dataclasses.asdict(found)
-    names = {
-        "messages": _("messages"),
-        "keys": _("keys"),
-        "first_position": _("first position"),
-        "last_position": _("last position"),
-    }
-    return {names[name]: str(value) for name, value in numbers.items()}

@@ -36,7 +36,6 @@ class GroupAdmin(pages.ControlRoomAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """All groups: status and cause, lag, rate, parked messages, and what holds the horizon."""
-        self.require_view(request)
         found = status.overview(log_alias(), lag_budget=LAG_COUNTED)
         totals = {
             "lag": sum(each.lag for each in found.groups),
@@ -64,7 +63,6 @@ class GroupAdmin(pages.ControlRoomAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """One group: its ranges, workers, parked messages by error, actions and their record."""
-        self.require_view(request)
         name, using = unquote(object_id), log_alias()
         try:
             found = status.describe(name, using, lag_budget=LAG_COUNTED)
@@ -88,10 +86,8 @@ class GroupAdmin(pages.ControlRoomAdmin):
 
     def do(self, request: HttpRequest, object_id: str, action: str) -> HttpResponse:
         """An action on a group: its plan, then its confirmation."""
-        self.require_view(request)
         return actions.view(self, request, unquote(object_id), action)
 
     def end_session(self, request: HttpRequest, pid: int) -> HttpResponse:
         """End a session that holds the horizon back: the plan, then the confirmation."""
-        self.require_view(request)
         return session_actions.view(self, request, pid)

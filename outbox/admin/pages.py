@@ -74,14 +74,18 @@ class ControlRoomAdmin(BaseAdmin):
         name = f"outbox/control/{template}.html"
         return TemplateResponse(request, name, {**shared, **context}, status=status)
 
-    def require_view(self, request: HttpRequest) -> None:
-        """Raise PermissionDenied for a user who may not see rows of this model."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-
     def view(self, pattern: str, function: Callable[..., HttpResponse], name: str) -> URLPattern:
-        """Return the pattern of a page; it opens no transaction around what the page does."""
-        view = transaction.non_atomic_requests(log_alias())(self.admin_site.admin_view(function))
+        """Return the pattern of a page for users who may see rows of this model.
+
+        It opens no transaction around what the page does.
+        """
+
+        def permitted(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if not self.has_view_permission(request):
+                raise PermissionDenied
+            return function(request, *args, **kwargs)
+
+        view = transaction.non_atomic_requests(log_alias())(self.admin_site.admin_view(permitted))
         return path(pattern, view, name=f"outbox_{name}")
 
 

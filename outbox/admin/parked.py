@@ -36,7 +36,6 @@ class ParkedMessageAdmin(pages.ControlRoomAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The groups with parked messages, or those of one group by error, by key, and each."""
-        self.require_view(request)
         using, group = log_alias(), pages.text(request, "group")
         if group is None:
             counted = Cursor.objects.using(using).filter(parked__gt=0).values("group")
@@ -74,7 +73,6 @@ class ParkedMessageAdmin(pages.ControlRoomAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """A parked message with its payload, its error and traceback, and what can be done."""
-        self.require_view(request)
         found = unquote(object_id)
         digits = found.isascii() and found.isdecimal() and len(found) < 19
         rows = ParkedMessage.objects.using(log_alias())

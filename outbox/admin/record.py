@@ -31,7 +31,6 @@ class OperatorActionAdmin(pages.ControlRoomAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The actions, the latest first, of all groups or of one."""
-        self.require_view(request)
         rows = OperatorAction.objects.using(log_alias()).order_by("-id")
         group, before = pages.text(request, "group"), pages.number(request, "before")
         rows = rows.filter(group=group) if group else rows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django.db import models
 
-from ..events import Message
+from ..messages import Message
 from . import row_images
 from .capture import captures_of, message_type
 from .former_names import former_types
@@ -69,7 +69,7 @@ class Change(Generic[Model]):
 
     @classmethod
     def from_message(cls, message: Message) -> Change[Model]:
-        """Return the change that a message tells of; see `events.decode`."""
+        """Return the change that a message tells of; see `messages.decode`."""
         operation, old, new, changed = row_images.image_of(cls.model).read(message.raw_payload)
         context = None if message.raw_headers == "{}" else message.headers
         return cls(operation, old, new, changed, context)

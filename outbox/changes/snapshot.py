@@ -21,8 +21,8 @@ from django.db import connections, models, router, transaction
 from django.db.models.expressions import RawSQL
 
 from .. import message_log
-from ..events import Draft
 from ..exceptions import InvalidSnapshot
+from ..messages import Draft
 from ..models import Snapshot
 from ..sql import one_row, run_statement, scalar
 from .capture import CaptureTrigger, captures_of, message_type

@@ -14,9 +14,9 @@ from django.db import Error, connections, transaction
 
 from .. import database, groups, message_log
 from ..conf import log_alias
-from ..events import Message
 from ..exceptions import SessionEnded, WorkerDied
 from ..groups import ConsumerGroup
+from ..messages import Message
 from ..sql import all_rows, scalar
 from . import cursors, failures, outcomes
 from .batch import Batch

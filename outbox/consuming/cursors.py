@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 from django.db import connections, transaction
 
-from .. import events, message_log
+from .. import message_log
 from ..exceptions import StaleClaim
 from ..groups import ConsumerGroup
+from ..messages import Message
 from ..sql import array, one_row, run_statement
 from .idle_ranges import IdleRanges
 
@@ -64,10 +65,10 @@ class Claim:
         """First and last slot, both inclusive."""
         return self.slot_from, self.slot_to
 
-    def message(self, row: message_log.Row) -> events.Message:
+    def message(self, row: message_log.Row) -> Message:
         """Return a row of the range as its handler sees it."""
         position, key, type_name, payload, headers, created_at = row
-        return events.Message(
+        return Message(
             position,
             self.channel,
             key,

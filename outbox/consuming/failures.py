@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from django.db import transaction
 
-from .. import database, events, signals
+from .. import database, signals
 from ..exceptions import (
     ConnectionLost,
     DestinationUnavailable,
@@ -30,6 +30,7 @@ from ..exceptions import (
     UnknownMessageType,
 )
 from ..groups import ConsumerGroup
+from ..messages import Message
 
 logger = logging.getLogger("outbox.failures")
 
@@ -56,7 +57,7 @@ class Failure:
     """One failed attempt of a message, and what follows from it."""
 
     group: ConsumerGroup
-    message: events.Message
+    message: Message
     """As its handler saw it; `attempt` counts this attempt."""
     error: BaseException
     verdict: Verdict
@@ -85,7 +86,7 @@ class Failure:
 
 def decide(
     group: ConsumerGroup,
-    message: events.Message,
+    message: Message,
     error: BaseException,
     failing_seconds: float = 0.0,
     *,

@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import observers
-from ..events import Message
 from ..exceptions import FailedAt, NotAwaited
-from ..groups import ConsumerGroup, Route
+from ..groups import ConsumerGroup
+from ..messages import Message
+from ..routes import Route
 from . import known_types
 from .in_flight import Record
 

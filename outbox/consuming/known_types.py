@@ -11,9 +11,9 @@ import logging
 
 from .. import events
 from ..changes.former_names import captured_types
-from ..events import Message
 from ..exceptions import UnknownMessageType
 from ..groups import ConsumerGroup
+from ..messages import Message
 
 logger = logging.getLogger("outbox.consuming")
 

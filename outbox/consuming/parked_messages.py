@@ -14,8 +14,9 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from .. import events, groups, signals
+from .. import groups, signals
 from ..exceptions import NotParked, OutboxError, StaleClaim, UnknownGroup
+from ..messages import Message
 from ..sql import run_statement
 from . import cursors, failures
 from .cursors import Claim
@@ -108,7 +109,7 @@ def lock(parked_key: ParkedKey, using: str) -> Claim:
     )
 
 
-def first(parked_key: ParkedKey, using: str) -> tuple[events.Message, float] | None:
+def first(parked_key: ParkedKey, using: str) -> tuple[Message, float] | None:
     """Return the first parked message of a key, and the seconds since its first failure."""
     with connections[using].cursor() as cursor:
         run_statement(cursor, "first_parked", dataclasses.asdict(parked_key))
@@ -116,7 +117,7 @@ def first(parked_key: ParkedKey, using: str) -> tuple[events.Message, float] | N
     if row is None:
         return None
     position, key, type_name, payload, headers, created_at, attempts, replayed, seconds = row
-    message = events.Message(
+    message = Message(
         position,
         parked_key.channel,
         key,

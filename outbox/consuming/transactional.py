@@ -20,7 +20,6 @@ from typing import Any
 from django.db import Error, connections, transaction
 
 from .. import database
-from ..events import Message
 from ..exceptions import (
     BrokenTransaction,
     CursorChanged,
@@ -29,6 +28,7 @@ from ..exceptions import (
     TransactionEnded,
 )
 from ..groups import ConsumerGroup
+from ..messages import Message
 from ..sql import one_row
 from . import crashes, cursors, handlers, in_flight, outcomes
 from .batch import Batch

@@ -31,6 +31,16 @@ logger = logging.getLogger("outbox.monitoring")
 WAIT_SECONDS = 10.0
 """For which a scrape waits for the one before it."""
 
+GROUP_GAUGES = {
+    "lag_messages": "Messages not handled yet.",
+    "lag_is_lower_bound": "Whether there may be more of them than were counted.",
+    "lag_seconds": "Age of the oldest message not handled yet, in seconds.",
+    "parked_messages": "Messages that the group gave up on, and those behind them.",
+    "workers": "Connected sessions that work for the group.",
+    "failed_attempts": "Failed attempts of the message at which the group waits.",
+    "last_commit_timestamp_seconds": "When the group last moved past something.",
+}
+
 _scrape = threading.Lock()
 
 
@@ -101,18 +111,9 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 def _groups(using: str) -> list[Metric]:
     states = status.list_groups(using)
-    of_group = {
-        "lag_messages": "Messages not handled yet.",
-        "lag_is_lower_bound": "Whether there may be more of them than were counted.",
-        "lag_seconds": "Age of the oldest message not handled yet, in seconds.",
-        "parked_messages": "Messages that the group gave up on, and those behind them.",
-        "workers": "Connected sessions that work for the group.",
-        "failed_attempts": "Failed attempts of the message at which the group waits.",
-        "last_commit_timestamp_seconds": "When the group last moved past something.",
-    }
     gauges = {
         name: GaugeMetricFamily(f"outbox_group_{name}", text, labels=["group"])
-        for name, text in of_group.items()
+        for name, text in GROUP_GAUGES.items()
     }
     processed = CounterMetricFamily(
         "outbox_group_processed_messages",

@@ -14,7 +14,7 @@ import msgspec
 import sentry_sdk
 
 from .. import observers
-from ..events import Draft, Message
+from ..messages import Draft, Message
 from ..observers import Store
 
 TRACE, BAGGAGE = "sentry-trace", "baggage"

@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from .. import observers
-from ..events import Draft, Message
+from ..messages import Draft, Message
 from ..observers import Store
 
 SYSTEM = "django_pgoutbox"

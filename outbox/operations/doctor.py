@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 
-from .. import database, groups, outages, positions
+from .. import database, outages, positions
 from ..changes import installed
+from ..checks.databases import OLDEST_POSTGRES
 from ..conf import log_alias, settings
 from ..outages import Meaning
 from ..retention import segments
-from ..sql import all_rows, one_row, run_statement, scalar
-from . import retention_status
-from .sessions import floor_holders, see_horizon, worker_sessions
+from ..sql import one_row, run_statement, scalar
+from . import retention_status, server_limits
+from .findings import Answer, Finding
+from .sessions import floor_holders, see_horizon
 
-Level = Literal["ok", "warn", "fail"]
-Answer = tuple[Level, str, str]
-
-OLDEST_POSTGRES = 140000
 FEWEST_AHEAD = 2
 """Segments that should lie ahead."""
 LONG_HOLD = 60.0
 """Seconds after which a transaction that holds the horizon back is worth a warning."""
-MOST_IDLE_LOCKS = 32
-"""Locks that a sleeping worker holds at most."""
 DIRECT_ALIAS = 'Set OUTBOX["LISTEN"] to an alias of a direct connection, or to False to poll.'
 ECHO_SECONDS = 2.0
 """How long to wait for a NOTIFY of one's own."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    level: Level
-    """"fail" means that a promise of the log is broken; "warn" that it may become late or slow."""
-    detail: str
-    fix: str
-    """What to do; empty when all is well."""
 
 
 def run_checks(using: str | None = None) -> list[Finding]:
@@ -57,10 +40,10 @@ def run_checks(using: str | None = None) -> list[Finding]:
     except OperationalError as error:
         text = str(error).strip().partition("\n")[0]
         return [Finding("server", "fail", text, f'Is it up, and DATABASES["{using}"] right?')]
-    return [Finding(name, *_ask(check, using)) for name, check in CHECKS.items()]
+    return [Finding(name, *_run_check(check, using)) for name, check in CHECKS.items()]
 
 
-def _ask(check: Callable[[str], Answer], using: str) -> Answer:
+def _run_check(check: Callable[[str], Answer], using: str) -> Answer:
     try:
         with _savepoint(using):
             return check(using)
@@ -212,55 +195,6 @@ def _prepared(using: str) -> Answer:
     return "fail", detail, f"COMMIT PREPARED '{gid}'; or ROLLBACK PREPARED '{gid}';"
 
 
-def _idle_timeout(using: str) -> Answer:
-    if milliseconds := _timeouts_of(using)["idle_in_transaction_session_timeout"]:
-        return "ok", f"{milliseconds / 1000:.0f} s", ""
-    name = connections[using].ops.quote_name(str(connections[using].settings_dict["NAME"]))
-    fix = f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '10min';"
-    return (
-        "warn",
-        "off: a forgotten transaction that published holds the horizon without limit",
-        fix,
-    )
-
-
-def _timeouts(using: str) -> Answer:
-    """Compare the timeouts of this role with how long workers take."""
-    found = _timeouts_of(using)
-    batch, sleep = 1000 * settings().batch_seconds, 1000 * settings().poll_interval
-    least = {
-        "statement_timeout": (batch, "a claim that it ends is repeated with fewer messages"),
-        "lock_timeout": (batch, "a worker that waits for a row gives up and tries again"),
-        "transaction_timeout": (2 * batch, "it ends batches that take their time"),
-        "idle_in_transaction_session_timeout": (2 * batch, "it ends handlers that compute"),
-        "idle_session_timeout": (2 * sleep, "it ends workers that sleep"),
-    }
-    for setting, (milliseconds, effect) in least.items():
-        if 0 < found.get(setting, 0) < milliseconds:
-            role = connections[using].ops.quote_name(str(scalar("current_role", using)))
-            detail = f"{setting} of this role is {found[setting] / 1000:g} s: {effect}"
-            return "warn", detail, f"ALTER ROLE {role} SET {setting} = '{milliseconds:.0f}ms';"
-    limits = [f"{each} {found[each] / 1000:g} s" for each in least if found.get(each)]
-    return "ok", ", ".join(limits) or "none is set", ""
-
-
-def _timeouts_of(using: str) -> dict[str, int]:
-    return dict(all_rows("read_timeouts", using))
-
-
-def _locks(using: str) -> Answer:
-    """Compare what workers lock with the lock table; a full one stops publishers as well."""
-    each, sessions, relations = one_row("read_lock_table", using) or (0, 0, 0)
-    workers = max(1, len(worker_sessions(using)))
-    channels = {channel for group in groups.all_groups() for channel in group.channels}
-    needed = workers * (relations + min(len(channels), MOST_IDLE_LOCKS))
-    detail = f"{workers} workers take up to {needed} of {each * sessions} locks"
-    if needed < each * sessions / 2:
-        return "ok", detail, ""
-    fix = f"Set max_locks_per_transaction = {2 * needed // sessions + 64}, and restart."
-    return "warn", detail, fix
-
-
 def _segments(using: str) -> Answer:
     ahead = segments.count_ahead(segments.list_segments(using))
     fix = f"Run `manage.py outbox segments --ahead {2 * FEWEST_AHEAD}`."
@@ -293,9 +227,9 @@ CHECKS: dict[str, Callable[[str], Answer]] = {
     "captures": _captures,
     "pooler": _pooler,
     "listen": _listen,
-    "idle-timeout": _idle_timeout,
-    "timeouts": _timeouts,
-    "locks": _locks,
+    "idle-timeout": server_limits.idle_timeout,
+    "timeouts": server_limits.timeouts,
+    "locks": server_limits.locks,
     "prepared": _prepared,
     "horizon": _horizon,
     "segments": _segments,

@@ -22,9 +22,9 @@ from ..consuming.cursors import Claim
 from ..consuming.handlers import Done, Failed
 from ..consuming.outcomes import Outcome
 from ..consuming.parked_messages import ParkedKey
-from ..events import Message
 from ..exceptions import NotParked, OutboxError
 from ..groups import ConsumerGroup
+from ..messages import Message
 from ..models import ParkedMessage
 from . import action_log
 from .parked_selection import Selection

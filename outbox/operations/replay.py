@@ -70,18 +70,15 @@ def reset(
 
     `position`: just after it; 0 is before everything. `to_earliest`: before the first message
     that the log still has. `to_latest`: to the horizon. `shift_by`: by so many positions.
-    `to_time`: before the first message published at that time or later; it must have a zone.
+    `to_time`: before the first message published at that time (with a zone) or later.
     `by_duration`: the same, so long before now. `to_group`: where another group stands.
-    `places`: as `read_file` returns them. `channels`: only these. `execute=False`: change
-    nothing. `most`: messages that are counted for each cursor.
-
-    Raises InvalidReset and UnknownGroup.
+    `places`: as `read_file` returns them. `channels`: only these. `most`: messages counted for
+    each cursor. `execute=False`: change nothing. Raises InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
         one_row("hold_off_removal", using)
-        targets = ResetTargets(using)
-        target = targets.resolve(
+        target = (targets := ResetTargets(using)).resolve(
             position=position,
             to_earliest=to_earliest or None,
             to_latest=to_latest or None,

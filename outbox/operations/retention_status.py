@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from typing import Literal
 
 from ..conf import log_alias
 from ..exceptions import InvalidRule
 from ..retention import removals
 from ..retention.removals import Hold
 from ..sql import all_rows, one_row
+from .findings import Answer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def see(using: str | None = None) -> RetentionStatus:
     return RetentionStatus(succeeded_at, failed_at, error, holds, behind)
 
 
-def run_checks(using: str) -> tuple[Literal["ok", "warn", "fail"], str, str]:
-    """Return what the doctor says: a level, what was found, and what to do."""
+def run_checks(using: str) -> Answer:
+    """Return what the doctor says of retention."""
     state = see(using)
     if state.behind:
         return "fail", state.behind[0], "Run `outbox restore`, or reset the group."

@@ -15,7 +15,7 @@ from typing import Any
 from django.db import connections
 
 from .. import groups, message_log
-from ..checks import published_types
+from ..checks.declarations import published_types
 from ..conf import log_alias
 from ..exceptions import UnknownChannel, UnknownType, did_you_mean
 from ..sql import run_statement

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..events import Message
+from ..messages import Message
 from .sink import CURSOR_ATTRIBUTE, SEQUENCE_ATTRIBUTE, SEQUENCE_DIGITS, Origin, Record
 
 TEST_TYPE = "OutboxTest"

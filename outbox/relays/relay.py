@@ -17,11 +17,11 @@ from typing import Any
 
 from ..consuming import cursors, leased
 from ..consuming.cursors import Claim
-from ..events import Message
 from ..exceptions import DestinationUnavailable, FailedAt, InvalidGroup, RecordRefused
 from ..groups import ConsumerGroup, Start
-from ..groups import Route as HandlerRoute
+from ..messages import Message
 from ..retry import Retry
+from ..routes import Route as HandlerRoute
 from . import records
 from .sink import Origin, Record, Sink, logger, unavailable
 

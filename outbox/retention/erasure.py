@@ -13,7 +13,7 @@ import msgspec
 from django.db import connections
 
 from .. import message_log
-from ..events import ERASED_HEADERS
+from ..messages import ERASED_HEADERS
 from ..models import ArchivedSegment, ParkedMessage
 from ..sql import one_row, run_statement, scalar
 from . import archive, log_lock, maintenance, segments

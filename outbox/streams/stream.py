@@ -12,6 +12,7 @@ from .. import events
 from ..conf import log_alias
 from ..encoding import Key, key_text
 from ..exceptions import InvalidStream
+from ..messages import Message, decode
 from ..sql import run_statement, scalar
 
 CHUNK = 1000
@@ -44,9 +45,7 @@ class Stream:
             scalar("stream_version_at", self.using, channel=self.channel, key=self.key, time=time)
         )
 
-    def read(
-        self, after: int = 0, until: int | None = None
-    ) -> Iterator[tuple[Any, events.Message]]:
+    def read(self, after: int = 0, until: int | None = None) -> Iterator[tuple[Any, Message]]:
         """Give (event, message) in order of the versions above `after`, up to `until`.
 
         `until`: None for the last one. The event of a type that no class has is the plain payload.
@@ -74,13 +73,13 @@ class Stream:
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
-    def _decoded(self, row: tuple[Any, ...]) -> tuple[Any, events.Message]:
+    def _decoded(self, row: tuple[Any, ...]) -> tuple[Any, Message]:
         position, key, type_name, payload, headers, created_at, _ = row
-        message = events.Message(
+        message = Message(
             position, self.channel, key, type_name, 1, False, "", payload, headers, created_at
         )
         event_type = events.event_type(self.channel, type_name)
-        event = message.payload if event_type is None else events.decode(message, event_type)
+        event = message.payload if event_type is None else decode(message, event_type)
         return event, message
 
 

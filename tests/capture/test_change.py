@@ -18,8 +18,8 @@ from django.db.backends.postgresql.psycopg_any import (
 from django.test.utils import isolate_apps
 
 import outbox
-from outbox import events
 from outbox.changes import row_images
+from outbox.messages import Message, decode
 from outbox.testing import published
 from tests.library.models import (
     AbstractParent,
@@ -281,13 +281,13 @@ def test_building_instances_runs_no_query(django_assert_num_queries):
     Author.objects.update(name="Anna")
     messages = stored("authors")
     decoded = [
-        events.Message(
+        Message(
             m.position, m.channel, m.key, m.type, 1, False, "g", json.dumps(m.payload), "{}", ""
         )
         for m in messages
     ]
     with django_assert_num_queries(0):
-        update = events.decode(decoded[1], outbox.Change[Author])
+        update = decode(decoded[1], outbox.Change[Author])
         assert (update.old.name, update.new.name, update.new.user_id) == ("Ann", "Anna", user.pk)
 
     assert update.new._state.adding is False
@@ -306,8 +306,8 @@ def test_saving_an_instance_updates_its_row():
 
 def decoded(model, payload, channel="x"):
     """The event of a payload that another version of the project may have written."""
-    message = events.Message(1, channel, None, "t", 1, False, "g", json.dumps(payload), "{}", "")
-    return events.decode(message, outbox.Change[model])
+    message = Message(1, channel, None, "t", 1, False, "g", json.dumps(payload), "{}", "")
+    return decode(message, outbox.Change[model])
 
 
 def test_a_column_that_the_code_does_not_know_is_ignored():

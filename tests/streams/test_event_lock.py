@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import outbox
 from outbox import events
+from outbox.messages import Message, decode
 from outbox.streams import event_lock
 
 
@@ -205,8 +206,8 @@ def test_an_event_of_version_four_reads_what_versions_one_to_three_stored(regist
     stored = outbox.models.Message.objects.order_by("position")
 
     assert [
-        events.decode(
-            events.Message(
+        decode(
+            Message(
                 each.position,
                 each.channel,
                 each.key,

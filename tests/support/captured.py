@@ -3,7 +3,8 @@
 from django.db import connection
 
 import outbox
-from outbox import events, message_log
+from outbox import message_log
+from outbox import messages as published
 from outbox.models import Message
 
 
@@ -23,10 +24,10 @@ def changes(model, channel):
         "default", channel, after=0, until=1 << 62, slots=(0, 32767), most=100_000
     )
     messages = [
-        events.Message(position, channel, key, type_name, 1, False, "test", *texts)
+        published.Message(position, channel, key, type_name, 1, False, "test", *texts)
         for position, key, type_name, *texts in rows
     ]
-    return [events.decode(message, outbox.Change[model]) for message in messages]
+    return [published.decode(message, outbox.Change[model]) for message in messages]
 
 
 def run_sql(statement, *parameters):

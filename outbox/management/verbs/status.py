@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from ... import groups
-from ...checks import log_faults
+from ...checks.databases import log_faults
 from ...operations import cures, redrives, retention_status, status
 from ...operations.range_status import RangeStatus
 from ...operations.sessions import HorizonStatus, SnapshotSession

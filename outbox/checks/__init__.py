@@ -1,0 +1,1 @@
+"""System checks: a wrong setting or database is found at start, with the way out."""
