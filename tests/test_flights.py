@@ -175,7 +175,7 @@ from datetime import datetime
 import demo
 from flights.timeline import CSV, NEW_YORK
 NOW = datetime.now(NEW_YORK)
-with demo.server() as (url, _), demo.database(url):
+with demo.demo_database("flights"):
     from django.core.management import call_command
     from flights.expected import expect
     from flights.models import Alert, BoardLine, CarrierDay, Flight, LogbookEntry

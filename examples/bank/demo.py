@@ -8,21 +8,16 @@ its own, dropped at the end. Exits with 1 if an invariant of the bank is violate
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import django
-from django.db.utils import ConnectionHandler
-
-from outbox import embedded
+sys.path.append(str(Path(__file__).parent.parent))
+from demo_database import demo_database
 
 MANAGE = Path(__file__).with_name("manage.py")
 OPENING = Decimal(200)
@@ -38,7 +33,7 @@ def main() -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=meaning)
     options = parser.parse_args()
-    with server() as url, database(url):
+    with demo_database("bank"):
         return Bank(options).run()
 
 
@@ -141,34 +136,6 @@ class Bank:
         return subprocess.Popen(
             [sys.executable, MANAGE, *arguments], stdout=subprocess.PIPE, text=True
         )
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """The URL of a server."""
-    if url := os.environ.get("DATABASE_URL"):
-        yield url
-    else:
-        with embedded.Server() as throw_away:
-            yield throw_away.url
-
-
-@contextmanager
-def database(url: str) -> Iterator[None]:
-    """Make a database on the server and let Django use it, here and in every child process."""
-    name = f"bank_demo_{os.getpid()}"
-    os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
-    os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
-    django.setup()
-    connection = ConnectionHandler({"default": embedded.database_from_url(url)})["default"]
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        connection.close()
 
 
 if __name__ == "__main__":

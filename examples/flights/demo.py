@@ -6,20 +6,16 @@ its own, dropped at the end. Exits with 1 if anything was lost, doubled, out of 
 """
 
 import argparse
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
-
-import django
-from django.db.utils import ConnectionHandler
+from pathlib import Path
 
 from flights.expected import expect
 from flights.timeline import CSV
-from outbox import embedded
 from screen import Screen
+
+sys.path.append(str(Path(__file__).parent.parent))
+from demo_database import demo_database
 
 
 def main() -> int:
@@ -27,7 +23,7 @@ def main() -> int:
     expected = expect(CSV, options.flights)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Screen(len(expected.board)) as screen, server() as (url, where), database(url):
+        with Screen(len(expected.board)) as screen, demo_database("flights") as where:
             from story import Story  # it needs the settings that were made just now
 
             screen.say(f"a database on {where}")
@@ -55,34 +51,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too small: use 1 or more")
     return number
-
-
-@contextmanager
-def server() -> Iterator[tuple[str, str]]:
-    """The URL of a server, and in words where it comes from."""
-    if url := os.environ.get("DATABASE_URL"):
-        yield url, "the server of DATABASE_URL"
-    else:
-        with embedded.Server() as throw_away:
-            yield throw_away.url, "a throw-away server"
-
-
-@contextmanager
-def database(url: str) -> Iterator[None]:
-    """Make a database on the server and let Django use it, here and in every child process."""
-    name = f"flights_demo_{os.getpid()}"
-    os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
-    os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
-    django.setup()
-    connection = ConnectionHandler({"default": embedded.database_from_url(url)})["default"]
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    try:
-        yield
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        connection.close()
 
 
 if __name__ == "__main__":
