@@ -40,7 +40,7 @@ class Settings:
     """True: listen on the worker's own connection. False: poll only. Text: the alias of another
     database connection to listen on, for when the worker's goes through a transaction pooler."""
     operator: str = ""
-    """Who stands in the records of operators' actions; empty: the user and host of the process."""
+    """The actor in the records of operators' actions; empty: the user and host of the process."""
     tracing: str = ""
     """Spans by OpenTelemetry. "links": one per batch, linked to those that published; "parent": one
     per call of a handler, a child of the one that published; empty: none."""
@@ -77,7 +77,7 @@ def is_number(
     is_above: bool = False,
     whole: bool = False,
 ) -> bool:
-    """Tell whether a value is a finite number within limits; `is_above`: the least one excluded."""
+    """Return whether a value is a finite number within limits; `is_above`: above the least one."""
     kind = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
         return False

@@ -63,14 +63,14 @@ def parameter_reader(raw: Any, name: str) -> Callable[[], Any]:
 
 
 def has_input(raw: Any) -> bool:
-    """Tell whether the server has sent something that was not read yet, such as a farewell."""
+    """Return whether the server has sent something that was not read yet, such as a farewell."""
     with selectors.DefaultSelector() as selector:
         selector.register(fileno(raw), selectors.EVENT_READ)
         return bool(selector.select(0))
 
 
 def is_lost(raw: Any) -> bool:
-    """Tell whether the connection is closed or broken, without a round trip."""
+    """Return whether the connection is closed or broken, without a round trip."""
     return raw is None or bool(raw.closed) or status_reader(raw)() == UNKNOWN
 
 
@@ -84,12 +84,12 @@ def sqlstate(error: BaseException | None) -> str:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Tell whether an error is a conflict with another transaction: a retry can succeed."""
+    """Return whether an error is a conflict with another transaction: a retry can succeed."""
     return sqlstate(error) in CONFLICTS
 
 
 def is_server_state(error: BaseException) -> bool:
-    """Tell whether an error is due to the state of the server, and not to what was asked of it.
+    """Return whether an error is due to the state of the server, and not to what was asked of it.
 
     That is a lost connection, a conflict with another transaction, too few resources, a shutdown,
     or a system error. A cancelled statement (57014) is not: it may be too slow by itself.
@@ -165,13 +165,13 @@ def set_up(using: str, name: str) -> Any:
 
 
 def is_pooled(using: str) -> bool:
-    """Tell whether a pooler stands before the server, which loses LISTEN and session locks."""
+    """Return whether a pooler stands before the server, which loses LISTEN and session locks."""
     seen = scalar("see_backend", using)
     return bool(seen != backend_pid(connections[using].connection))
 
 
 def is_same_database(alias: str, using: str) -> bool:
-    """Tell whether two aliases lead to one database: a lock of the one is seen by the other."""
+    """Return whether two aliases lead to one database: a lock of the one is seen by the other."""
     if alias == using:
         return True
     key = random.getrandbits(31)
@@ -221,12 +221,12 @@ class Listener:
         self._run("LISTEN")
 
     def take(self) -> bool:
-        """Read the socket without waiting, forget the notifications; tell whether any came."""
+        """Read the socket without waiting, forget the notifications; return whether any came."""
         with connections[self.alias].wrap_database_errors:
             return take_notifications(self.raw, self._heard) > 0
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a NOTIFY, the interruption or the time; tell whether a NOTIFY came.
+        """Wait for a NOTIFY, the interruption or the time; return whether a NOTIFY came.
 
         Those that came with the results of statements since the last call count.
         """

@@ -1,6 +1,6 @@
 """What PostgreSQL stores of Python values: JSON text for jsonb, and text for keys.
 
-Nothing is changed on the way in silence: a value that JSON cannot carry, or a text that
+Nothing is changed silently: a value that JSON cannot carry, or a text that
 PostgreSQL cannot store, is refused with the path to it.
 """
 
@@ -73,7 +73,7 @@ def encode(value: Any, name: str, parts: Sequence[Any] = ()) -> str:
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether PostgreSQL can store a text: it has no NUL and no lone surrogates."""
+    """Return whether PostgreSQL can store a text: it has no NUL and no lone surrogates."""
     return "\0" not in text and (text.isascii() or not _SURROGATE.search(text))
 
 
@@ -122,7 +122,7 @@ _packer = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 
 def _seems_infinite(value: Any) -> bool:
-    """Tell without a walk through `value` whether a float in it may not be finite."""
+    """Return whether a float in `value` may not be finite, without a walk through it."""
     try:
         return _INFINITE.search(_packer.encode(value)) is not None
     except OverflowError:
@@ -130,7 +130,7 @@ def _seems_infinite(value: Any) -> bool:
 
 
 def _may_lose_keys(data: bytes) -> bool:
-    """Tell whether an object in the JSON `data` has equal keys, or a number cannot be read back.
+    """Return whether an object in the JSON `data` has equal keys, or a number cannot be read back.
 
     jsonb keeps one of equal keys, as decoding does: count the keys before and after.
     """
@@ -179,7 +179,7 @@ def _is_infinite(value: Any) -> bool:
 
 @functools.cache
 def _is_plain(kind: type) -> bool:
-    """Tell whether no value of a class holds an object with free keys, or raw JSON."""
+    """Return whether no value of a class holds an object with free keys, or raw JSON."""
     if not issubclass(kind, msgspec.Struct):
         return issubclass(kind, _SCALARS)
     try:

@@ -159,7 +159,7 @@ def event_type(channel: str, name: str) -> type[Event] | None:
 
 
 def is_stream_channel(channel: str) -> bool:
-    """Tell whether an event class declared the channel with `stream=True`."""
+    """Return whether an event class declared the channel with `stream=True`."""
     return channel in _stream_channels
 
 
@@ -188,7 +188,7 @@ def valid_type_name(name: Any) -> str:
 
 
 def is_version(version: Any) -> bool:
-    """Tell whether `version` can be a payload's: a whole number from 1 on."""
+    """Return whether `version` can be a payload's: a whole number from 1 on."""
     return isinstance(version, int) and not isinstance(version, bool) and version >= 1
 
 

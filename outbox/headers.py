@@ -70,7 +70,7 @@ class Block:
                 injector.apply_if_open()
 
     def __exit__(self, *error: object) -> None:
-        # Without a token: a generator may be closed in another context than it was entered in.
+        # No token of contextvars: a generator may be closed in another context than it began in.
         blocks = list(_blocks.get())
         if self in blocks:
             blocks.reverse()
@@ -163,7 +163,7 @@ class ContextInjector:
             return
         wanted = self._resolved()
         if wanted != self.applied:
-            # The driver's own cursor: not a statement of the project, not to be watched.
+            # The driver's own cursor, so that this statement does not count as the project's.
             with self.connection.wrap_database_errors, self.connection.connection.cursor() as raw:
                 run_statement(raw, "set_context", {"context": wanted})
             self.applied = wanted
@@ -186,7 +186,7 @@ class ContextInjector:
         return [block for block in _blocks.get() if block.using in (None, alias)]
 
     def _is_alone(self) -> bool:
-        """Tell whether the next statement will be a transaction of its own."""
+        """Return whether the next statement will be a transaction of its own."""
         return self.connection.autocommit and self._status() == database.IDLE
 
     def _see_new_transaction(self) -> None:
@@ -220,6 +220,6 @@ def _injector_of(connection: Any) -> ContextInjector:
         if isinstance(wrapper, ContextInjector):
             return wrapper
     injector = ContextInjector(connection)
-    # At index 0: execute_wrapper() takes away the last wrapper, even another's.
+    # Insert at index 0: execute_wrapper() removes the last wrapper of the list, whoever added it.
     connection.execute_wrappers.insert(0, injector)
     return injector

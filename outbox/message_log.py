@@ -193,7 +193,7 @@ def read(
 
 def _encode_payload(draft: Draft) -> str:
     text = payloads.payload_text(draft.payload, draft.type)
-    # A character takes at most 4 bytes: nearly always its number is enough to know.
+    # A character takes at most 4 bytes, so the number of characters nearly always decides.
     if len(text) > MOST_BYTES // 4 and (size := len(text.encode())) > MOST_BYTES:
         raise PayloadTooLarge(name=draft.type, reason=f"it is {size // 10**6} MB of JSON")
     return text

@@ -1,4 +1,4 @@
-"""Middleware that says in every message of a request who made it, and which request it was."""
+"""Middleware that adds the user and the request's id to the headers of every message."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _within(block: Block, response: Any) -> Any:
 
 
 def _chunks(block: Block, body: Iterator[bytes]) -> Iterator[bytes]:
-    # A context around a yield would also apply to code that runs between two chunks.
+    # No yield inside the block: code that runs between two chunks would get the context.
     while True:
         with block:
             chunk = next(body, None)

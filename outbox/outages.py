@@ -1,6 +1,6 @@
 """When the database goes away: what an error means for a session, and when to try again.
 
-The drivers tell of a lost session in many ways: with a SQLSTATE, without one, as their own error
+The drivers report a lost session in many ways: with a SQLSTATE, without one, as their own error
 or as Django's, with the connection marked closed or not. `meaning` decides it for all callers.
 """
 
@@ -42,7 +42,7 @@ class Meaning(enum.Enum):
 
 
 def meaning(error: BaseException, using: str, session: Any = None) -> Meaning:
-    """Tell what an error means, raised by Django or by the driver itself on database `using`.
+    """Return what an error means, raised by Django or by the driver itself on database `using`.
 
     `session`: the raw connection on which it was raised; Django may have replaced it already.
     """
@@ -66,7 +66,7 @@ def _is_outage_state(code: str) -> bool:
 
 
 def _is_from_client(error: BaseException, using: str) -> bool:
-    """Tell whether the driver found the session gone by itself: no SQLSTATE came from a server.
+    """Return whether the driver found the session gone by itself: no SQLSTATE came from a server.
 
     When a server crashes, psycopg2 may raise the base class, DatabaseError.
     """

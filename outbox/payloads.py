@@ -49,7 +49,7 @@ def payload_text(payload: Any, name: str) -> str:
 
 
 def are_decodable(drafts: Sequence[Draft], text: str) -> bool:
-    """Tell whether the payloads in `text`, the drafts as JSON, can be decoded by their classes.
+    """Return whether the payloads in `text`, the drafts as JSON, can be decoded by their classes.
 
     One pass over the text of a batch instead of encoding each payload by itself.
     """

@@ -154,7 +154,7 @@ def writable_alias(using: str | None) -> str:
 
 
 def _is_in_own_block(alias: str) -> bool:
-    """Tell whether the code is in an `atomic()` of its own: those of a TestCase do not count."""
+    """Return whether the code is in an `atomic()` of its own: those of a TestCase do not count."""
     connection = transaction.get_connection(alias)
     blocks = connection.atomic_blocks
     if blocks and getattr(blocks[-1], "_from_testcase", False):

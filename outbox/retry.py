@@ -53,14 +53,14 @@ class Retry:
         return random.uniform(delay / 2, delay) if self.jitter else delay
 
     def is_exhausted(self, attempts: int, failing_for: datetime.timedelta) -> bool:
-        """Tell whether the group gives up after `attempts` failed tries over `failing_for`."""
+        """Return whether the group gives up after `attempts` failed tries over `failing_for`."""
         if self.max_attempts and attempts >= self.max_attempts:
             return True
         return self.max_seconds is not None and failing_for.total_seconds() >= self.max_seconds
 
 
 def default_retry(delivery: str) -> Retry:
-    """Return when a group tries again that does not say so itself.
+    """Return the Retry of a group that is declared without one.
 
     With "at_least_once", whose handlers call other systems, twelve tries within nine to 19 minutes.
     """

@@ -37,7 +37,7 @@ class Route:
 
 def check_handler(handler: Callable[..., Any], is_batch: bool, group: str) -> None:
     """Raise InvalidGroup for what cannot be a handler of group `group`."""
-    # Behind a decorator: it is taken for one that does not run the coroutine.
+    # Look behind decorators: one around a coroutine function does not run the coroutine.
     function = inspect.unwrap(handler, stop=lambda each: isinstance(each, AsyncToSync))
     is_lazy = any(
         kind(each)

@@ -40,7 +40,7 @@ class Delivery(Protocol):
         """Do what comes after its commit; return how many messages the range moved past."""
 
     def recover(self, batch: Batch, error: Error | StaleClaim) -> int:
-        """Do what is needed when the transaction failed as a whole; the same result."""
+        """Clean up after the whole transaction failed; return as `finish`."""
 
 
 DELIVERIES: dict[str, Delivery] = {"exactly_once": transactional, "at_least_once": leased}

@@ -1,4 +1,4 @@
-"""The pages of the consumer groups: all at a glance, one in full, and its actions."""
+"""The pages of the consumer groups: all groups, one group in full, and its actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GroupAdmin(pages.ControlRoomAdmin):
     """The consumer groups."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Return the pages; the group's name stands where other models have the primary key."""
+        """Return the pages; the address holds the group's name in place of a primary key."""
         return [
             self.view("", self.changelist_view, "group_changelist"),
             self.view("session/<int:pid>/end/", self.end_session, "group_end_session"),

@@ -1,4 +1,4 @@
-"""What the pages of the control room share: they only look, count no table, and check permissions.
+"""What the pages of the control room share: they change nothing, count no table, check permissions.
 
 A page is a view of a `ModelAdmin`, so that the admin's login, menu, search paths and theme apply.
 """

@@ -64,7 +64,7 @@ def _end(
 
 
 def _facts(holder: sessions.Holder) -> Facts:
-    """Return what tells the session and its transaction from others."""
+    """Return what identifies the session and its transaction."""
     return {
         _("process"): str(holder.pid),
         _("application"): holder.application,

@@ -69,7 +69,7 @@ class Change(Generic[Model]):
 
     @classmethod
     def from_message(cls, message: Message) -> Change[Model]:
-        """Return the change that a message tells of; see `messages.decode`."""
+        """Return the change that a message holds; see `messages.decode`."""
         operation, old, new, changed = row_images.image_of(cls.model).read(message.raw_payload)
         context = None if message.raw_headers == "{}" else message.headers
         return cls(operation, old, new, changed, context)

@@ -1,8 +1,8 @@
 """Names that a captured model and its columns had when messages were stored.
 
 Messages hold the model's label as their type and the rows by column. Both change when a model or a
-field is renamed, while older messages stay in the log. The migrations of the app tell the names
-that were; `was` of a capture tells those under which the model was in another app.
+field is renamed, while older messages stay in the log. The migrations of the app hold the former
+names; `was` of a capture names the model in the app where it was before.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def declared() -> Iterator[tuple[Any, CaptureTrigger]]:
 
 
 def run_checks(using: str) -> list[Finding]:
-    """Return what is wrong with the captures in a database."""
+    """Return the faults of the captures in a database."""
     if connections[using].vendor != "postgresql":
         return []
     found: list[Finding] = []

@@ -129,7 +129,7 @@ def _values(image: Any) -> tuple[Any, ...] | None:
 
 
 def _is_stored(field: Any) -> bool:
-    """Tell whether a row holds the field; PostgreSQL computes a virtual one only when it reads."""
+    """Return whether a row holds the field: PostgreSQL computes a virtual one on reading."""
     return bool(getattr(field, "db_persist", True))
 
 
@@ -176,7 +176,7 @@ def _wire_format(field: Any) -> tuple[Any, Conversion | None]:
 
 
 def _nullable(wire_type: Any) -> Any:
-    """Return a type that null fits, too; Raw takes any JSON and no company in a union."""
+    """Return a type that accepts null; msgspec.Raw does, and cannot be part of a union."""
     return wire_type if wire_type is msgspec.Raw else wire_type | None
 
 

@@ -192,7 +192,7 @@ def _advance(
         state.finished_at = datetime.datetime.now(datetime.UTC)
         _save(state)
         return "done"
-    # Locked by a statement without joins, and then read as they are: FOR UPDATE OF takes no schema.
+    # Lock the rows first, by a statement without joins: FOR UPDATE OF accepts no schema.
     lockable = rows.model._base_manager.using(rows.db).filter(pk__in=pks)
     locking = lockable.select_for_update(skip_locked=not alone, no_key=True)
     locked = set(locking.values_list("pk", flat=True))

@@ -77,14 +77,14 @@ FROM {source};
 new_values AS new
 
 -- name: insert_now
--- Rows that are gone were told as deleted.
+-- Rows that no longer exist: their deletion has a message already.
 (SELECT now.* FROM new_values AS told JOIN "outbox table" AS now ON {is_same}) AS new
 
 -- name: delete
 old_values AS old
 
 -- name: delete_now
--- Rows whose key exists again were told as inserted.
+-- Rows whose key exists again: their insertion has a message already.
 (SELECT told.* FROM old_values AS told
     WHERE NOT EXISTS (SELECT FROM "outbox table" AS now WHERE {is_same})) AS old
 

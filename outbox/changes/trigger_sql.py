@@ -20,7 +20,7 @@ TEMPLATES = sql.load(Path(__file__).with_name("trigger.sql"))
 PAIRS_PER_CALL = 50
 """jsonb_build_object() takes 100 arguments."""
 
-# Texts that do not depend on the session's TimeZone, DateStyle and bytea_output.
+# Types whose text does not depend on the session's TimeZone, DateStyle and bytea_output.
 KEY_TEXTS = {
     "DateTimeField": "to_jsonb({0} AT TIME ZONE 'UTC') #>> '{{}}'",
     "DateField": "to_jsonb({0}) #>> '{{}}'",
@@ -211,7 +211,7 @@ def literal(text: str) -> str:
 
 
 def slug(channel: str) -> str:
-    """Return a part of a trigger's name that is the channel's alone, of at most 33 characters."""
+    """Return a part of a trigger's name that is unique to the channel, of at most 33 characters."""
     if re.fullmatch(r"[a-z0-9_]{1,33}", channel):
         return channel
     plain = re.sub(r"[^a-z0-9_]", "_", channel.lower())[:24]

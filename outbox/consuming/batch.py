@@ -37,7 +37,7 @@ class Batch:
     """Where the range stands when all rows are done."""
     using: str
     is_stopping: Callable[[], bool] = bool
-    """Tells whether the worker was asked to stop."""
+    """Returns whether the worker was asked to stop."""
     is_careful: bool = False
     """Whether each message is checked on its own, because the batch failed as a whole before."""
     handled: int = 0

@@ -175,7 +175,7 @@ class Claims:
         return rows
 
     def _take_state(self, groups: Sequence[ConsumerGroup], seen: _State) -> bool:
-        """Learn what the log is like now; tell whether an idle range has news."""
+        """Read the state of the log; return whether an idle range has new messages."""
         channels = [channel for _, channel in _places(groups)]
         horizons = seen.horizons or [seen.last_position] * len(channels)
         known, self._tried = self.state, []

@@ -122,7 +122,7 @@ def _lost_session(cause: BaseException, using: str) -> SessionEnded:
 
 
 def _may_be_chance(message: Message, cause: BaseException) -> bool:
-    """Tell whether a session may have ended for another reason than the message: only once."""
+    """Return whether a session may have ended for another reason than the message: only once."""
     is_own_doing = isinstance(cause, SessionEnded) or database.sqlstate(cause) in (
         database.SESSION_LIMITS
     )
@@ -143,7 +143,7 @@ def _message_at(claim: Claim, position: int, using: str) -> Message | None:
 
 
 def _is_alone(claim: Claim, group: ConsumerGroup, message: Message, using: str) -> bool:
-    """Tell whether a message was alone in its handler, and nothing of the range is before it."""
+    """Return whether a message was alone in its handler, and nothing of the range is before it."""
     route = group.routes(claim.channel).get(message.type)
     if route is not None and route.is_batch and message.attempt == 1:
         return False

@@ -82,7 +82,7 @@ class Claim:
         )
 
     def continues(self, other: Claim) -> bool:
-        """Tell whether nothing happened to the range since another claim of it."""
+        """Return whether the range is unchanged since another claim of it."""
         return _state(self) == _state(other)
 
     def attempts_at(self, position: int) -> int:
@@ -174,7 +174,7 @@ def lock_slot(group: str, channel: str, slot: int, using: str) -> Claim | None:
 
 
 def holds(claim: Claim, using: str) -> tuple[bool, bool]:
-    """Tell whether the claim's transaction is the present one, and whether its row is as it was."""
+    """Return whether this is the claim's transaction, and whether its row is unchanged."""
     parameters: dict[str, Any] = {
         "id": claim.id,
         "generation": claim.generation,

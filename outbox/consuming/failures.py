@@ -117,7 +117,7 @@ def decide(
 
 
 def _blames_no_message(group: ConsumerGroup, error: BaseException, failing_seconds: float) -> bool:
-    """Tell whether an error is due to a server's state, or to a type of another release.
+    """Return whether an error is due to a server's state, or to a type of another release.
 
     A connection that a leased handler lost is a chance the first time, and not the second.
     """

@@ -21,7 +21,7 @@ _warned: set[tuple[str, str, str]] = set()
 
 
 def may_skip(group: ConsumerGroup, channel: str, type_name: str) -> bool:
-    """Tell whether a group passes over a type for which it has no handler.
+    """Return whether a group passes over a type for which it has no handler.
 
     Warns once per group and type when this code does not know the type.
     """
@@ -45,7 +45,7 @@ def may_skip(group: ConsumerGroup, channel: str, type_name: str) -> bool:
 
 
 def is_known(group: ConsumerGroup, channel: str, type_name: str) -> bool:
-    """Tell whether this code knows a type of messages."""
+    """Return whether this code knows a type of messages."""
     return (
         events.event_type(channel, type_name) is not None
         or type_name in group.ignored_types

@@ -40,7 +40,12 @@ def begin(batch: Batch) -> None:
     previous = batch.claim.leased_by
     batch.claim = cursors.lease(batch.claim, batch.group.lease, batch.using)
     if previous != cursors.holder():
-        _log(logging.INFO, batch.claim, "lease taken for %g s", batch.group.lease)
+        _log(
+            logging.INFO,
+            batch.claim,
+            "this worker took the lease, which expires in %g s unless renewed",
+            batch.group.lease,
+        )
 
 
 def finish(batch: Batch) -> int:
@@ -68,8 +73,8 @@ def finish(batch: Batch) -> int:
             _log(
                 logging.WARNING,
                 lease.claim,
-                "lost its lease after position %s: another worker took the range, or an operator "
-                "changed it",
+                "this worker lost its lease after position %s: another worker took the range, or "
+                "an operator changed it",
                 lease.claim.position,
             )
     return moved
@@ -136,7 +141,7 @@ class Lease:
         try:
             cursors.renew(self.claim, None, self.using)
         except (StaleClaim, Error):
-            logger.debug("the lease of cursor %s had ended already", self.claim.id)
+            logger.debug("the lease of cursor %s had already expired", self.claim.id)
 
     def renewed(self) -> Claim:
         """Return the claim, after renewing the lease when a third of it has passed.
@@ -210,7 +215,7 @@ class Lease:
                 if wait <= 0:
                     wait = self._renew(third)
         except StaleClaim:
-            logger.debug("the lease of cursor %s has ended", self.claim.id)
+            logger.debug("the lease of cursor %s has expired", self.claim.id)
         finally:
             connections[self.using].close()
 

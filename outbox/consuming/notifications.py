@@ -37,7 +37,7 @@ LONGEST_SHORT_WAIT = 0.05
 """Seconds of the longest wait for a publisher in flight."""
 LOCKED_WAIT = 1.0
 """Seconds of the longest sleep while another session holds a range that has messages: when that
-session dies, no NOTIFY tells of it."""
+session dies, no NOTIFY is sent."""
 
 POOLED = (
     "database %r is reached through a connection pooler, which breaks LISTEN: polling, at most "
@@ -100,7 +100,7 @@ class Wakeups:
         elif not self._can_listen:
             self._poll(state, idle)
         elif state.is_held:
-            # Awake until the horizon moves: an idle lock would cost each publisher a NOTIFY.
+            # Take no idle lock until the horizon moves: with it each publisher would send a NOTIFY.
             self._drop_locks()
             self._wait_for_publisher()
         elif not self._is_idle:
@@ -115,7 +115,7 @@ class Wakeups:
         self._short_waits = 0
         self._drop_locks()
         if self.listener.is_listening:
-            # Other workers' notifications would pile up here, or in the server's queue.
+            # Unread notifications would fill the memory of this client or the server's queue.
             self.listener.take()
 
     def pause(self, seconds: float) -> None:
@@ -200,7 +200,11 @@ class Wakeups:
         )
         if self.misses_cursors:
             names = ", ".join(group.name for group in self.groups)
-            logger.warning("cursors of %s were deleted: those of whole channels begin anew", names)
+            logger.warning(
+                "cursor rows of %s were deleted: for channels without any row, new ones are "
+                "created at the start of the group",
+                names,
+            )
             return 0.0
         longest = min(self.poll_interval, LOCKED_WAIT) if is_locked else self.poll_interval
         return longest if due is None else min(due, longest)

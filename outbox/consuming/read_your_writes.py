@@ -31,7 +31,7 @@ FIRST_WAIT = 0.005
 def wait_for(
     group: ConsumerGroup | str, position: int, timeout: float = 10.0, *, using: str | None = None
 ) -> bool:
-    """Wait until a group has handled every message up to `position`; tell whether it has.
+    """Wait until a group has handled every message up to `position`; return whether it has.
 
     Parked and skipped messages count as handled. `timeout`: seconds; 0 only looks. `using`: the
     database alias.
@@ -110,7 +110,7 @@ class _Wait:
         self.listener.unlisten()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a NOTIFY, at most `seconds`, and tell whether one came."""
+        """Wait for a NOTIFY, at most `seconds`, and return whether one came."""
         if not self.can_listen:
             time.sleep(seconds)
             return False

@@ -53,7 +53,7 @@ def begin(batch: Batch) -> None:
             result = batch.run(watch.after_call)
             if isinstance(result, Failed):
                 transaction.set_rollback(True, using=batch.using)
-        # Without a savepoint, or when it could not be rolled back, the whole transaction must be.
+        # No savepoint, or its rollback failed: roll back the whole transaction.
         if isinstance(result, Failed) and connection.needs_rollback:
             batch.undone = result
             return
@@ -128,7 +128,7 @@ class _Watch:
         self.status = database.status_reader(self.raw)
         self.name = database.parameter_reader(self.raw, "application_name")
         self.mark = self.name()
-        """What the claim set for its transaction; the server tells when that is over."""
+        """The application_name of the claim's transaction; the server resets it when that ends."""
         self.hooks = len(self.connection.run_on_commit)
         self.settings = one_row("read_session", using) if is_careful else None
 

@@ -62,7 +62,9 @@ class DatabaseCollector(Collector):
             found += _groups(self.using)
             found += _log(self.using)
         except (Error, OutboxError) as error:
-            logger.warning("the state of the log cannot be read: %s", str(error).strip())
+            logger.warning(
+                "metrics: the state of the log could not be read: %s", str(error).strip()
+            )
             found = []
         yield _gauge(
             "up", "Whether the state of the log could be read (1) or not (0).", bool(found)

@@ -36,11 +36,11 @@ class Watched(Protocol):
         """Return the seconds since the last turn of the loop."""
 
     def is_ready(self) -> bool:
-        """Tell whether it can claim."""
+        """Return whether it can claim."""
 
 
 def can_count() -> bool:
-    """Tell whether the extra `metrics` is installed; without it nothing is counted."""
+    """Return whether the extra `metrics` is installed; without it nothing is counted."""
     return importlib.util.find_spec(METRICS) is not None
 
 
@@ -59,7 +59,7 @@ def served(address: tuple[str, int] | None, watched: Watched, metrics: Metrics) 
         "/metrics": lambda _: _metrics(metrics()),
     }
     server = HttpServer(address, pages)
-    logger.info("health is served at %s: %s", server.url, " ".join(pages))
+    logger.info("health server listens at %s, pages: %s", server.url, " ".join(pages))
     try:
         yield
     finally:

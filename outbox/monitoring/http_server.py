@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 page = answer({name: values[-1] for name, values in parse_qs(url.query).items()})
             except Exception:
-                logger.exception("%s cannot be answered", url.path)
+                logger.exception("the request for %s failed", url.path)
                 page = plain(500, "an error, see the log")
         status, content_type, body = page
         self.send_response(status)

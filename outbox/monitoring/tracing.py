@@ -55,7 +55,7 @@ def publish(store: Store, drafts: Sequence[Draft]) -> list[int]:
     attributes = _attributes("send", "publish", channel)
     if len(drafts) > 1:
         attributes["messaging.batch.message_count"] = len(drafts)
-    # Not the current span: that would cost twice as much, and the statement has no need of it.
+    # Do not make it the current span: that costs twice as much, and the statement does not need it.
     span = _tracer.start_span(
         f"publish {channel}" if channel else "publish",
         kind=SpanKind.PRODUCER,

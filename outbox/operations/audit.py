@@ -37,8 +37,8 @@ class ChannelAudit:
     is_trimmed: bool
     """Whether retention removes messages of the channel: there may be fewer than handled."""
     difference: int
-    """Messages less processed, skipped and parked: above 0 so many were passed over without being
-    handled, below 0 so many were handled more than once."""
+    """Messages less processed, skipped and parked: above 0, the number that was never handled;
+    below 0, the number handled more than once."""
     findings: list[str]
     """A sentence for each thing that is wrong; empty when the account is exact."""
 

@@ -20,7 +20,7 @@ from ..sql import one_row
 def hold(
     group: ConsumerGroup | str, channels: Iterable[str] | None, using: str, *, lock: bool = True
 ) -> list[CursorRow]:
-    """Return the cursors of a group, locked until commit unless told otherwise.
+    """Return the cursors of a group, locked until commit unless `lock=False`.
 
     Creates those that a declared group lacks. `channels`: only these. Raises UnknownGroup, and
     InvalidReset for a channel in which the group has no cursor.

@@ -22,7 +22,7 @@ def erase(
     """
     found = erasure.find(channel, key, using)
     if execute:
-        # Also when nothing was found: a run that was killed may have left old files behind.
+        # Delete old files also when nothing was found: a run that was killed may have left some.
         erasure.erase(channel, key, using)
     if execute and (found.messages or found.parked or found.files):
         what = {"channel": channel, "key": key, "messages": found.messages}

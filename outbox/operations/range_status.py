@@ -70,10 +70,10 @@ class RangeStatus:
     """Messages without a handler, given up or skipped since the last reset."""
     parked: int
     attempts: int
-    """Failed attempts of the message at hand."""
+    """Failed attempts of the message that is next in the range."""
     last_error: str
     failed_position: int | None
-    """Of the message at hand, when it has failed."""
+    """Of the message that is next in the range, when it has failed."""
     owner: str
     """The process that is handling a batch of the range, and its session; else empty."""
     generation: int
@@ -241,7 +241,7 @@ def _undeclared(name: str, channel: str) -> str:
 
 
 def _patience() -> dict[str | None, float]:
-    """Return by group how many seconds a worker that is well may take until it commits a batch."""
+    """Return by group how many seconds a working worker may take until it commits a batch."""
     cycle = settings().poll_interval + settings().batch_seconds
     slowest = {group.name: max(_timeouts(group), default=0.0) for group in all_groups()}
     return {None: cycle} | {name: cycle + seconds for name, seconds in slowest.items()}

@@ -207,7 +207,7 @@ def _try_first(
             return is_handled
         if not connection.needs_rollback:
             return _record_failure(group, parked_key, *found, result, using)
-    # The handler ended the transaction or its session: record the failure in another one.
+    # The handler ended the transaction or its session: record the failure in a new one.
     if database.is_lost(connection.connection):
         connection.close()
     with transaction.atomic(using=using):

@@ -1,6 +1,6 @@
 """Slot ranges: how many ranges a group has in a channel, changed while workers run.
 
-    ranges -> cut at the wanted edges -> held until neighbours meet -> merged
+    ranges -> split at the new edges -> held until neighbours meet -> merged
 
 A cut is done at once: both parts keep the position. Ranges merge only at one position, so those
 that are ahead are held there until the others arrive. A hold ends by itself unless it is renewed:
@@ -119,7 +119,7 @@ class _Rescaling:
         self.renew_at: dict[tuple[int, int], float] = {}
 
     def step(self) -> bool:
-        """Do what can be done now, and tell whether the shape is the wanted one."""
+        """Do what can be done now; return whether the ranges are as asked."""
         rows = self._rows("see_shape", (0, cursors.SLOTS - 1))
         if not self.edges <= {row.slot_from for row in rows}:
             if not self._cut():
@@ -220,7 +220,7 @@ def _meeting_point(rows: list[_Row]) -> int:
     """Return where ranges can become one.
 
     Not before their highest seen position when these differ: up to there the merged range could
-    not tell which of its messages are replayed.
+    not show which of its messages are replayed.
     """
     if len({row.max_position for row in rows}) > 1:
         return max(row.max_position for row in rows)

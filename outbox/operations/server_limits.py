@@ -15,7 +15,7 @@ MOST_IDLE_LOCKS = 32
 
 
 def idle_timeout(using: str) -> Answer:
-    """Tell whether the server ends transactions that were forgotten."""
+    """Return whether the server ends transactions that were forgotten."""
     if milliseconds := _timeouts_of(using)["idle_in_transaction_session_timeout"]:
         return "ok", f"{milliseconds / 1000:.0f} s", ""
     name = connections[using].ops.quote_name(str(connections[using].settings_dict["NAME"]))

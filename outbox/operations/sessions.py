@@ -40,12 +40,12 @@ class Session:
         return self.name.rpartition(" ")[2]
 
     def serves(self, group: str) -> bool:
-        """Tell whether the session is known to work for the group."""
+        """Return whether the session is known to work for the group."""
         names = "," + self.name.removeprefix(PREFIX).rpartition(" ")[0] + ","
         return any(f",{shown}," in names for shown in _shown(group))
 
     def may_serve(self, group: str) -> bool:
-        """Tell whether the session may work for the group: its list of groups may be cut off."""
+        """Return whether the session may work for the group: its list of groups may be cut off."""
         return CUT in self.name or self.serves(group)
 
 
@@ -70,7 +70,7 @@ class Holder:
     """The channels with a cursor that it holds back; None: every channel."""
 
     def holds_back(self, channels: Iterable[str] | None) -> bool:
-        """Tell whether one of some channels, which have cursors, is held back; None: of all."""
+        """Return whether one of some channels, which have cursors, is held back; None: of all."""
         return (
             self.channels is None or channels is None or not set(channels).isdisjoint(self.channels)
         )

@@ -192,7 +192,7 @@ def check(
     None: no threshold. Raises UnknownGroup.
     """
     using = log_alias(using)
-    # A group that left the code raises no alarm: no worker can bring its lag down.
+    # Do not report a group that is not declared any more: no worker can reduce its lag.
     budget = LAG_BUDGET if lag is None else max(LAG_BUDGET, lag + 1)
     state = describe(group, using, lag_budget=budget).summary
     limits = {"lag": lag, "lag_seconds": lag_seconds, "parked": parked}

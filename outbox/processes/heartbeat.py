@@ -55,7 +55,7 @@ class Heartbeat:
         return time.monotonic() - self._turned_at
 
     def is_ready(self) -> bool:
-        """Tell whether the worker can claim; safe in another thread."""
+        """Return whether the worker can claim; safe in another thread."""
         return self._is_ready()
 
     def tick(self, worker: Worker) -> None:

@@ -105,7 +105,7 @@ class ShutdownWatcher(threading.Thread):
         self.stop()
 
     def _exit_now(self, code: int, why: str) -> None:
-        logger.warning("worker exits at once, %s: the server rolls its batch back", why)
+        logger.warning("worker exits immediately (%s); the server rolls back its open batch", why)
         self.before_exit()
         logging.shutdown()
         os._exit(code)

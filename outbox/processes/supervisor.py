@@ -85,7 +85,7 @@ class Child:
             self.process.send_signal(number)
 
     def is_overdue(self, state: State, now: float) -> bool:
-        """Tell whether a handler runs for longer than its timeout."""
+        """Return whether a handler runs for longer than its timeout."""
         if state.calls != self.calls:
             self.calls, self.since = state.calls, now
         is_limited = state.position > 0 and state.timeout > 0
@@ -166,7 +166,7 @@ class Supervisor:
         return max((now - child.turned_at for child in list(self.children)), default=0.0)
 
     def is_ready(self) -> bool:
-        """Tell whether every worker runs and can claim; safe in another thread."""
+        """Return whether every worker runs and can claim; safe in another thread."""
         children = list(self.children)
         is_up = all(child.process and child.in_flight.read().ready for child in children)
         return bool(children) and is_up and self._stop_by is None

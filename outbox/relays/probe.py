@@ -62,7 +62,7 @@ def look(relay: Relay, using: str) -> list[Answer]:
         ok, detail, position = True, "", None
         try:
             position = relay.to.position(origin, relay.place(cursor.channel))
-            detail = "reachable" if position is not None else "tells no position of this range"
+            detail = "reachable" if position is not None else "holds no position of this range"
         except Exception as error:
             ok, detail = False, _reason(error)
         answers.append(Answer(relay.name, cursor.channel, repr(relay.to), ok, detail, position))

@@ -39,7 +39,7 @@ class Origin:
         return f"{self.relay}/{self.channel}/{slots}/{self.generation}"
 
     def replaces(self, other: Origin) -> bool:
-        """Tell whether another origin is an earlier one of the same channel."""
+        """Return whether another origin is an earlier one of the same channel."""
         return self.channel == other.channel and self.generation > other.generation
 
     @property
@@ -129,7 +129,7 @@ def library(module: str, extra: str) -> Any:
 
 
 def position_in(attributes: Mapping[str, str], origin: Origin) -> int | None:
-    """Return the position that the attributes of a stored record tell, if it is of this origin."""
+    """Return the position in the attributes of a stored record, if it is of this origin."""
     if attributes.get(CURSOR_ATTRIBUTE) != str(origin):
         return None
     return int(attributes[SEQUENCE_ATTRIBUTE])

@@ -22,7 +22,7 @@ from .addresses import Resolver, checked_address, system_resolver
 from .sink import Origin, Record, library, refused, unavailable
 
 REFUSED = 400, 406, 409, 411, 412, 413, 414, 415, 422, 431
-"""Statuses that speak of the request itself; every other one but 2xx speaks of the receiver."""
+"""Statuses that mean a wrong request; every other one but 2xx means a failing receiver."""
 ANSWER_BYTES = 200
 SECRET_PREFIX = "whsec_"
 SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in '%"')

@@ -205,7 +205,7 @@ def _free_name(alias: str, lower: int, upper: int, format_name: str, using: str)
 
 
 def is_protected(record: ArchivedSegment) -> bool:
-    """Tell whether the restored messages of a file are still kept from removal."""
+    """Return whether the restored messages of a file are still kept from removal."""
     return record.restored_until is not None and record.restored_until > timezone.now()
 
 

@@ -36,7 +36,7 @@ def capacity(using: str) -> Capacity:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that a text such as "50GB" says; raises ValueError."""
+    """Return the number of bytes in a text such as "50GB" says; raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size like 50GB")

@@ -1,6 +1,6 @@
 """The lock of the log under which a segment is attached, swapped or dropped.
 
-Publishers that arrive while a session waits for that lock queue behind it. So workers stand aside
+Publishers that arrive while a session waits for that lock queue behind it. So workers pause
 first (each claim takes `outbox_stand_aside_v1()`'s lock shared, so a waiting maintenance stops new
 claims and outlasts the open ones); then the log's lock is waited for only a moment, given up, and
 tried again later, until the time is up.

@@ -29,7 +29,7 @@ logger = logging.getLogger("outbox.retention")
 AHEAD = 2
 """Segments to keep ahead of the head, empty."""
 MOST_SEGMENTS = 32
-"""Segments grow with the log, so that no more than about so many hold messages."""
+"""Segments grow with the log, so that about this many hold messages at most."""
 SECONDS_BETWEEN = 60.0
 """Between two maintenances of one worker, at most."""
 GIVE_UP_IN_PASSING = 2.0
@@ -94,7 +94,7 @@ class InPassing:
         self._due_at = time.monotonic() + random.uniform(0.5, 1) * SECONDS_BETWEEN
 
     def turn(self) -> None:
-        """Maintain the log if that is due; what goes wrong is logged, and tried again later."""
+        """Maintain the log if that is due; log an error and try again later."""
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + random.uniform(0.5, 1) * SECONDS_BETWEEN
@@ -140,7 +140,9 @@ def promote_default(using: str, done: Done, give_up: float | None = None) -> Non
         using,
         give_up=give_up,
     )
-    logger.info("the default segment became the segment of positions %d to %d", lower, upper - 1)
+    logger.info(
+        "the default segment was turned into the segment of positions %d to %d", lower, upper - 1
+    )
     done.promoted.append(segments.name_of(lower))
 
 
@@ -156,7 +158,7 @@ def add_segments(ahead: int, using: str) -> list[Segment]:
 
 
 def remove(removal: Removal, using: str, done: Done, give_up: float | None = None) -> None:
-    """Archive what goes, if the project says so, then rewrite or drop the segment."""
+    """Archive the removed messages, if the project archives; rewrite or drop the segment."""
     segment = removal.segment
     assert segment.lower is not None and segment.upper is not None
     record = _archive(removal, using)
@@ -188,17 +190,21 @@ def remove(removal: Removal, using: str, done: Done, give_up: float | None = Non
     try:
         log_lock.run(finish, using, give_up=give_up)
     except ReaderCameBack as error:
-        logger.warning("segment %s stays: %s", segment.name, error)
+        logger.warning("segment %s was not removed: %s", segment.name, error)
         return
     archive.delete_obsolete(using)
     if record is not None:
         done.archived.append(record.name)
-    logger.info("segment %s was %s", segment.name, f"rewritten, {kept} kept" if kept else "dropped")
+    logger.info(
+        "retention changed segment %s: %s",
+        segment.name,
+        f"rewritten, {kept} kept" if kept else "dropped",
+    )
     (done.compacted if kept else done.dropped).append(segment.name)
 
 
 def _archive(removal: Removal, using: str) -> ArchivedSegment | None:
-    """Write what goes to a file, if the project says so; return its row, not stored yet."""
+    """Write the removed messages to a file, if the project archives; return its unsaved row."""
     segment = removal.segment
     assert segment.lower is not None and segment.upper is not None
     if not settings().archive:
@@ -219,7 +225,7 @@ def _archive(removal: Removal, using: str) -> ArchivedSegment | None:
 
 
 def rewrite(removal: Removal, using: str, channel: str = "", key: str | None = None) -> int:
-    """Copy what a segment keeps into a table beside it; return how many messages that are.
+    """Copy the messages that a segment keeps into a new table; return their number.
 
     `channel`, `key`: the key whose messages become tombstones, None for no key.
     """

@@ -1,4 +1,4 @@
-"""Removals: what the rules allow to go from each closed segment, and which groups hold it back."""
+"""Removals: what the rules remove from each closed segment, and which groups hold that back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Hold:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Removal:
-    """What may go from a segment."""
+    """What may be removed from a segment."""
 
     segment: Segment
     expired: list[str]
@@ -73,7 +73,7 @@ class _Part:
 
 
 def removals(using: str, chosen: Rules) -> Iterator[Removal]:
-    """Give what may go, a closed segment at a time, the oldest first."""
+    """Give the messages that may be removed, a closed segment at a time, the oldest first."""
     horizon = message_log.horizon(using)
     for segment, parts, channels in _due_parts(using, chosen, horizon):
         free = [part for part in parts if part.holder is None]

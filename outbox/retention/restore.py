@@ -73,7 +73,7 @@ def _restore_segment(
             one_row("attach_segment", using, name=new, lower=lower, upper=upper)
         with connections[using].cursor() as cursor:
             run_statement(cursor, "note_restored", {"lower": lower, "upper": upper})
-        # In the same transaction: no maintenance removes again what has just come back.
+        # In the same transaction, so that maintenance does not remove what has just been restored.
         for record in records:
             record.restored_until = until
             record.save(using=using, update_fields=["restored_until"])

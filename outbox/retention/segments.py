@@ -56,7 +56,7 @@ def count_ahead(segments: list[Segment]) -> int:
 
 
 def default_has_rows(using: str | None = None) -> bool:
-    """Tell whether the default segment holds messages."""
+    """Return whether the default segment holds messages."""
     using = log_alias(using)
     return bool(scalar("default_has_rows", using))
 

@@ -179,7 +179,7 @@ def _incompatible_items(
 
 
 def _is_wider(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Tell whether a plain schema takes all that another one takes."""
+    """Return whether a plain schema takes all that another one takes."""
     described = ("title", "description", "default", "examples")
     before = {name: value for name, value in old.items() if name not in described}
     after = {name: value for name, value in new.items() if name not in described}

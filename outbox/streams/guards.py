@@ -1,4 +1,4 @@
-"""Guards: several streams stand where they were read, or the transaction conflicts at its end."""
+"""Guards: a transaction conflicts at its end if streams that it read were changed since."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Name = tuple[str, str]
 
 @contextlib.contextmanager
 def guard(*streams: tuple[str, Key], using: str | None = None) -> Iterator[Mapping[Name, int]]:
-    """Demand that streams still stand, at the end of the block, where they stood at its start.
+    """Raise StreamConflict at the end of the block if one of the streams was changed meanwhile.
 
     `streams`: pairs of channel and key. Gives the version of each. What the block itself appends
     does not count. The streams are locked at the end, in one order, until commit; a deadlock with

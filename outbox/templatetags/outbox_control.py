@@ -19,7 +19,7 @@ register = template.Library()
 
 @register.filter
 def age(time: datetime.datetime | None) -> str:
-    """Return how long ago a time was, in one unit."""
+    """Return the age of a time, in one unit."""
     if time is None:
         return _("never")
     now = datetime.datetime.now(datetime.UTC)
@@ -42,11 +42,11 @@ def named(value: str, names: Mapping[str, Any]) -> Any:
 
 @register.filter
 def unlocalized(value: float) -> str:
-    """Return a number as programs read it."""
+    """Return a number without thousands separators."""
     return repr(float(value))
 
 
 @register.filter
 def cure_of_holder(holder: Holder) -> str:
-    """Return what ends the one who holds the horizon back."""
+    """Return the command that ends the session which holds the horizon back."""
     return cures.end(holder)

@@ -99,7 +99,7 @@ class Command(BaseCommand):
             sys.exit(code)
 
     def _check(self, options: dict[str, Any]) -> bool:
-        """Refuse options that exclude each other; tell whether to watch the code."""
+        """Refuse options that exclude each other; return whether to watch the code."""
         try:
             for name in options["groups"]:
                 groups.get(name)

@@ -34,7 +34,7 @@ MISUSES = (
     UnknownGroup,
     UnknownType,
 )
-"""Errors of the caller, told from failures by the exit code."""
+"""Errors of the caller: they have an exit code of their own, 2."""
 
 
 class Command(BaseCommand):
@@ -57,7 +57,7 @@ class Command(BaseCommand):
             )
 
     def execute(self, *args: Any, **options: Any) -> str | None:
-        """Run with colours only where they are wanted: NO_COLOR turns them off."""
+        """Run the verb; the environment variable NO_COLOR turns colours off."""
         if os.environ.get("NO_COLOR") and not options.get("force_color"):
             options["no_color"] = True
         return super().execute(*args, **options)

@@ -60,7 +60,7 @@ class Restore(Verb):
             type=duration,
             default=KEPT_FOR,
             metavar="DURATION",
-            help="no rule removes them again for so long (default 7 days)",
+            help="how long no rule removes them again (default 7 days)",
         )
         parser.add_argument("--reason", default="", help="stored with the record of the change")
         parser.add_argument("--execute", action="store_true", help="without it: only list files")

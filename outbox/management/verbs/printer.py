@@ -135,7 +135,7 @@ def visible(text: str) -> str:
 
 
 def ago(time: datetime.datetime | None) -> str:
-    """Return how long ago a time was, in one unit."""
+    """Return the age of a time, in one unit."""
     if time is None:
         return "never"
     now = datetime.datetime.now(datetime.UTC)

@@ -21,7 +21,7 @@ class Relay(Verb):
         parser.add_argument("relay", metavar="NAME")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
-        """Write what came back, a line per channel."""
+        """Write the answer of the destination, a line per channel."""
         answers = probe.send_test(probe.relay_named(options["relay"]))
         if printer.as_json:
             printer.json(answers)

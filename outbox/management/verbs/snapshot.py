@@ -1,4 +1,4 @@
-"""The verb that tells what is there already: snapshot."""
+"""The verb that publishes the rows a table has already: snapshot."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ $$;
 -- Add the segment of the positions from lower (inclusive) to upper (exclusive). The parent's
 -- statement triggers do not fire for a statement that names a segment; the guard refuses it. With
 -- session_replication_role = replica a subscription copies rows into segments: there the guard is
--- silent, and the insert holds a floor instead.
+-- not sent, and the insert holds a floor instead.
 CREATE FUNCTION outbox_create_segment(lower bigint, upper bigint) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE

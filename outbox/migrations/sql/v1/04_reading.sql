@@ -105,7 +105,7 @@ $$;
 
 -- Where a batch of large messages ends: at the last of the next ones whose JSON has no more than
 -- `bytes` in all, and never before the first one. Stored sizes count for what is not compressed; the
--- rest has to be expanded, message by message, since PostgreSQL does not tell the size of its text.
+-- rest has to be expanded, message by message, since PostgreSQL has no function for the size of its text.
 CREATE FUNCTION outbox_fitting_end(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, bytes bigint
 ) RETURNS bigint LANGUAGE plpgsql VOLATILE

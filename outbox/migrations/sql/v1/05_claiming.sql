@@ -79,7 +79,7 @@ BEGIN ATOMIC
 END;
 
 -- Until the end of this transaction no segment is removed. Waits while maintenance removes one, and
--- while it waits to do so: then a claim has to stand aside.
+-- while it waits to do so: then a claim must not start.
 CREATE FUNCTION outbox_stand_aside_v1() RETURNS void LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));

@@ -19,7 +19,7 @@
 -- No search walks further than 100000 positions: a range that has nothing there is moved on by an
 -- empty batch. Who holds a range shows in pg_locks: class 20291, outbox_claim_number. The plans are
 -- held to the index walk, as in outbox_read; before PostgreSQL 18 the sort of the few cursors then
--- seems so dear that it would be compiled.
+-- has so high an estimated cost that JIT would compile it.
 CREATE FUNCTION outbox_claim_v1(
     of_groups text[], of_channels text[], horizons bigint[], known_log text, known_position bigint,
     end_position bigint, excluded_pid integer, reads_log boolean, is_scan boolean,
