@@ -101,7 +101,7 @@ class Worker:
         database.close_broken_connections(keep={self.using, self.wakeups.alias})
         if self._unfinished is not None:
             return self._finish(self._unfinished)
-        self.claims.settle()
+        self.claims.advance_idle()
         return self._deliver()
 
     def _deliver(self) -> int | None:
@@ -140,10 +140,10 @@ class Worker:
         if found is None:
             return None
         claim, rows = found
-        self._generations.note(claim)
+        self._generations.compare(claim)
         group = self._by_name[claim.group]
         self._round_robin.sort(key=lambda each: each is group)
-        return Batch(group, claim, rows, claim.until, self.using, lambda: self._stopping)
+        return Batch(group, claim, rows, claim.limit, self.using, lambda: self._stopping)
 
     def _finish(self, batch: Batch) -> int:
         """Do what a batch needs after its transaction; again, if the database goes away in it."""
@@ -157,7 +157,7 @@ class Worker:
         if observers.after_batch:
             facts = (batch.group.name, batch.claim.channel, moved)
             observers.notify(observers.after_batch, *facts, time.monotonic() - batch.began_at)
-        if moved == len(batch.rows) and batch.end_position == batch.claim.until:
+        if moved == len(batch.rows) and batch.end_position == batch.claim.limit:
             self.claims.note_done(batch.claim)
         else:
             self.claims.drop_queue()

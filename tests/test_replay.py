@@ -13,7 +13,7 @@ from django.db import transaction
 
 import outbox
 from outbox.consuming.cursors import register
-from outbox.exceptions import InvalidReset, InvalidSkip, UnknownGroup
+from outbox.exceptions import InvalidReset, InvalidSkip, InvalidTime, UnknownChannel, UnknownGroup
 from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
 from outbox.operations import replay
 from outbox.operations.audit import audit
@@ -255,7 +255,7 @@ def test_a_time_without_zone_is_refused(happened):
     """On the command line it is wrong usage, in Python an error that says what to do."""
     with pytest.raises(CommandError, match="no time zone"):
         reset(replayed[1], "--to-datetime", "2013-01-01T09:00:00")
-    with pytest.raises(InvalidReset, match="no time zone"):
+    with pytest.raises(InvalidTime, match="no time zone"):
         replay.reset("replayed", to_time=datetime(2013, 1, 1))
 
 
@@ -520,3 +520,12 @@ def test_a_file_with_other_content_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(InvalidReset, match=r"positions\.csv holds no positions"):
             replay.read_file(path)
+
+
+def test_an_unknown_channel_of_a_group_is_named_with_the_nearest_one():
+    """`channels=` of reset, pause and resume takes channels in which the group has a cursor."""
+    register([consumers.billing], "default")
+    with pytest.raises(
+        UnknownChannel, match=r"no cursor in channel 'ordrs'\. Did you mean 'orders'"
+    ):
+        replay.reset("billing", to_earliest=True, channels=["ordrs"])

@@ -125,7 +125,7 @@ def _confirm(
         with contextlib.ExitStack() as stack:
             if kind.is_one_transaction:
                 stack.enter_context(transaction.atomic(using=using))
-                cursor_locks.hold(group, None, using)
+                cursor_locks.rows_of(group, None, using)
             plans.check(shown if isinstance(shown, dict) else {}, action.facts())
             stack.enter_context(action_log.acting_as(request.user.get_username()))
             done, sentence = action.execute(reason)

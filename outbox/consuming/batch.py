@@ -110,7 +110,7 @@ class Batch:
         )
         return result if isinstance(result, Done) else result.moved(start)
 
-    def settle(self, result: Done | Failed) -> None:
+    def apply(self, result: Done | Failed) -> None:
         """Apply the result of `run`: go past it, narrow the search, or decide about one row."""
         if isinstance(result, Done):
             self.handled += result.count

@@ -75,7 +75,7 @@ class Claims:
         self.idle = IdleRanges()
         self.log_was_emptied = self.is_incomplete = False
         """Whether the last claim has only read the log: ask again, in another transaction."""
-        self._settled_at = 0
+        self._advanced_at = 0
         self._tried: list[tuple[int, Place]] = []
         self.drop_queue()
 
@@ -98,7 +98,7 @@ class Claims:
 
         `most`: messages to read at most; none when the claim only moves over a gap. `most_bytes`:
         of JSON in them, unless the first one alone is larger; the setting `BATCH_BYTES` when left
-        out. `end_position`: nothing above it. The claim's `until` is where the batch ends. Returns
+        out. `end_position`: nothing above it. The claim's `limit` is where the batch ends. Returns
         None when no range has anything to do, or when `is_incomplete`.
         """
         size = settings().batch_bytes if most_bytes is None else most_bytes
@@ -133,14 +133,14 @@ class Claims:
         """Note that all messages of a claim are handled: its range may be idle now."""
         if len(self.idle) >= FEW:
             idle = IdleRange(claim.id, claim.generation, claim.channel, *claim.slots)
-            self.idle.add(idle, claim.until)
+            self.idle.add(idle, claim.limit)
 
-    def settle(self) -> None:
+    def advance_idle(self) -> None:
         """Move idle ranges that lag far behind to their horizons, in passing."""
         position = self.state.last_position
-        if self.idle and position - self._settled_at > cursors.IDLE_GAP:
-            cursors.settle(self.idle, self.using)
-            self._settled_at = position
+        if self.idle and position - self._advanced_at > cursors.IDLE_GAP:
+            cursors.advance_idle(self.idle, self.using)
+            self._advanced_at = position
 
     def _ask(
         self,
@@ -217,7 +217,7 @@ class Claims:
         rest = self._tried[ids.index(claim.id) + 1 :] if claim.id in ids else []
         for cursor_id, place in reversed(rest):
             self._queue.setdefault(place[0], deque()).appendleft((cursor_id, place))
-        if claim.until < self.state.horizons.get(claim.channel, 0):
+        if claim.limit < self.state.horizons.get(claim.channel, 0):
             place = claim.group, claim.channel
             self._queue.setdefault(claim.group, deque()).append((claim.id, place))
 

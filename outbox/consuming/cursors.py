@@ -57,7 +57,7 @@ class Claim:
     """Since its last commit."""
     failing_seconds: float | None
     """Since the first failure of the failed message; None when none has failed."""
-    until: int
+    limit: int
     """Up to which position this batch may move the range, at most the horizon."""
 
     @property
@@ -217,7 +217,7 @@ def renew(claim: Claim, seconds: float | None, using: str) -> None:
             raise StaleClaim(cursor=claim.id)
 
 
-def settle(idle: IdleRanges, using: str) -> int:
+def advance_idle(idle: IdleRanges, using: str) -> int:
     """Move ranges that are known to be idle to their horizons, and return how many moved.
 
     Only those that lag by more than `IDLE_GAP` positions: it keeps the search for pending

@@ -15,7 +15,7 @@ class Generations:
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
 
-    def note(self, claim: Claim) -> None:
+    def compare(self, claim: Claim) -> None:
         """Compare a claim with the worker's last claim of the same range."""
         if self._known.get(claim.id, claim.generation) != claim.generation:
             logger.info(

@@ -64,7 +64,7 @@ def finish(batch: Batch) -> int:
                 part.claim = lease.renewed()
                 part.prepare()
                 while part.is_open and not part.is_out_of_time:
-                    part.settle(_run(part))
+                    part.apply(_run(part))
                 outcome = lease.write(part)
                 moved += outcome.count
                 if outcome.pending or outcome.error or part.is_open:

@@ -57,7 +57,7 @@ def begin(batch: Batch) -> None:
         if isinstance(result, Failed) and connection.needs_rollback:
             batch.undone = result
             return
-        batch.settle(result)
+        batch.apply(result)
         if batch.is_out_of_time:
             break
     outcomes.write(batch.outcome(), batch.using)

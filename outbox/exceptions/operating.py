@@ -33,6 +33,12 @@ class InvalidReset(OutboxError, ValueError):
     """A reset does not say where to."""
 
 
+class InvalidTime(OutboxError, ValueError):
+    """{time} has no time zone: write it with one, as in 2026-01-31T12:00+00:00."""
+
+    time: str
+
+
 class InvalidSkip(OutboxError, ValueError):
     """The message cannot be skipped."""
 

@@ -12,18 +12,18 @@ from collections.abc import Iterable
 from .. import groups as group_registry
 from ..consuming import cursors
 from ..consuming.cursor_rows import CursorRow, known_group, read, see
-from ..exceptions import InvalidReset, UnknownGroup
+from ..exceptions import UnknownChannel, UnknownGroup, did_you_mean
 from ..groups import ConsumerGroup
 from ..sql import one_row
 
 
-def hold(
+def rows_of(
     group: ConsumerGroup | str, channels: Iterable[str] | None, using: str, *, lock: bool = True
 ) -> list[CursorRow]:
     """Return the cursors of a group, locked until commit unless `lock=False`.
 
     Creates those that a declared group lacks. `channels`: only these. Raises UnknownGroup, and
-    InvalidReset for a channel in which the group has no cursor.
+    UnknownChannel for a channel in which the group has no cursor.
     """
     name = known_group(group, using)
     rows = see(name, using)
@@ -34,9 +34,10 @@ def hold(
     present = {row.channel for row in rows}
     wanted = list(channels) if channels is not None else None
     if unknown := sorted(set(wanted or ()) - present):
-        raise InvalidReset(
-            f"Group {name!r} has no cursor in channel {unknown[0]!r}; its channels: "
-            f"{', '.join(sorted(present))}."
+        raise UnknownChannel(
+            f"Group {name!r} has no cursor in channel {unknown[0]!r}."
+            f"{did_you_mean(unknown[0], present)} Its channels: {', '.join(sorted(present))}.",
+            channel=unknown[0],
         )
     if not lock:
         return [row for row in rows if wanted is None or row.channel in wanted]

@@ -36,7 +36,7 @@ def discard_all(
     using = log_alias(using)
     with transaction.atomic(using=using):
         if execute:
-            cursor_locks.hold(chosen.group, None, using)
+            cursor_locks.rows_of(chosen.group, None, using)
         found = parked_selection.total(chosen, using)
         if not found.messages:
             raise NotParked(group=chosen.group, wanted="of this selection")

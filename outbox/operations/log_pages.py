@@ -66,7 +66,7 @@ def page_after(chosen: Filter, after: int, most: int, using: str) -> LogPage:
 
 
 def place_of(time: datetime.datetime, using: str) -> int:
-    """Return the position of the first message published at a time or later; raises InvalidReset
+    """Return the position of the first message published at a time or later; raises InvalidTime
     for a time without zone."""
     return ResetTargets(using).position_before(time) + 1
 

@@ -35,14 +35,14 @@ def pause(
     `until`: a time with zone; None: until `resume`. `channels`: only these. `execute=False`:
     change nothing.
 
-    Raises InvalidPause, InvalidReset for an unknown channel, and UnknownGroup.
+    Raises InvalidPause, UnknownChannel for an unknown channel, and UnknownGroup.
     """
     using = log_alias(using)
     if until is not None and (until.tzinfo is None or until <= scalar("read_clock", using)):
         raise InvalidPause(until=until.isoformat())
     end = min(until or FOREVER, FOREVER)
     with transaction.atomic(using=using):
-        rows = cursor_locks.hold(group, channels, using, lock=execute)
+        rows = cursor_locks.rows_of(group, channels, using, lock=execute)
         if not execute:
             transaction.set_rollback(True, using)
             return rows
@@ -63,13 +63,13 @@ def resume(
 ) -> list[CursorRow]:
     """Resume a paused group and return the cursors that were paused, as they were.
 
-    `channels`: only these. `execute=False`: change nothing. Raises InvalidReset for an unknown
+    `channels`: only these. `execute=False`: change nothing. Raises UnknownChannel for an unknown
     channel, and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
         now = scalar("read_clock", using)
-        held = cursor_locks.hold(group, channels, using, lock=execute)
+        held = cursor_locks.rows_of(group, channels, using, lock=execute)
         rows = [row for row in held if row.paused_until is not None and row.paused_until > now]
         if not execute:
             transaction.set_rollback(True, using)

@@ -88,7 +88,7 @@ def reset(
             to_group=to_group,
             places=places,
         )
-        rows = cursor_locks.hold(group, channels, using, lock=execute)
+        rows = cursor_locks.rows_of(group, channels, using, lock=execute)
         moves = _plan(rows, target, targets, most, using)
         if execute:
             _execute(known_group(group, using), rows, moves, reason, using)
@@ -113,7 +113,7 @@ def skip(
     name = known_group(group, using)
     horizon = message_log.horizon(using)
     with transaction.atomic(using=using):
-        rows = cursor_locks.hold(group, None, using, lock=execute)
+        rows = cursor_locks.rows_of(group, None, using, lock=execute)
         message = one_row("see_message", using, position=position)
         if message is None:
             raise InvalidSkip(f"There is no message at position {position}.")

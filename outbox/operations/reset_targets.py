@@ -14,7 +14,7 @@ from django.db import connections
 
 from .. import message_log
 from ..consuming.cursor_rows import CursorRow, known_group, see
-from ..exceptions import InvalidReset
+from ..exceptions import InvalidReset, InvalidTime
 from ..groups import ConsumerGroup
 from ..sql import one_row, run_statement, scalar
 
@@ -69,10 +69,10 @@ class ResetTargets:
         """Return the position before the first message published at a time or later.
 
         Searches by halves for a message well before it, then goes on from there one by one.
-        Raises InvalidReset when the time has no zone.
+        Raises InvalidTime when the time has no zone.
         """
         if time.tzinfo is None:
-            raise InvalidReset(f"{time.isoformat()} has no time zone: write it with one.")
+            raise InvalidTime(time=time.isoformat())
         earliest = (FIRST_TIME + datetime.timedelta(days=2)).astimezone(time.tzinfo)
         well_before = max(time, earliest) - CLOCK_SKEW
         place = {"low": self.earliest + 1, "high": self.latest + 1, "time": well_before}

@@ -116,7 +116,7 @@ def visible(after: int, using: str | None = None) -> list[StoredMessage]:
 def position_of(start: str | int | datetime.datetime, using: str | None = None) -> int:
     """Return the position after which to read: "earliest", "latest", from a position, from a time.
 
-    A position includes its message. Raises InvalidReset for a time without zone.
+    A position includes its message. Raises InvalidTime for a time without zone.
     """
     using = log_alias(using)
     targets = ResetTargets(using)

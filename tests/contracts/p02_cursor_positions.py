@@ -247,7 +247,7 @@ def test_a_range_that_is_known_to_be_idle_does_not_move_in_another_log(session):
     known.move({"orders": before.position}, [], "another log")
     known.add(IdleRange(before.id, before.generation, "orders", 0, 32767), before.position)
 
-    assert cursors.settle(known, "default") == 0
+    assert cursors.advance_idle(known, "default") == 0
 
 
 def test_a_reset_clears_what_a_cursor_above_the_log_has_seen(session):

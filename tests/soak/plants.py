@@ -26,8 +26,8 @@ PLANTS: dict[str, list[tuple[str, str, str]]] = {
     "advance-before-the-handler": [
         (
             "outbox/consuming/leased.py",
-            "                    part.settle(_run(part))\n                outcome = lease.write(part)\n",
-            "                    part.settle(Done(len(part.rows), 0))\n"
+            "                    part.apply(_run(part))\n                outcome = lease.write(part)\n",
+            "                    part.apply(Done(len(part.rows), 0))\n"
             "                outcome = lease.write(part)\n"
             "                part.handled = 0\n"
             "                _run(part)\n",

@@ -68,7 +68,7 @@ BEGIN ATOMIC
         'rate', c.rate,
         'idle_seconds', extract(epoch FROM clock_timestamp() - c.last_commit_at),
         'failing_seconds', extract(epoch FROM clock_timestamp() - c.failed_since),
-        'until', until
+        'limit', until
     )::text;
 END;
 
