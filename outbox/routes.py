@@ -50,8 +50,8 @@ def check_handler(handler: Callable[..., Any], is_batch: bool, group: str) -> No
     )
     if is_lazy or not callable(handler):
         raise InvalidGroup(
-            f"Group {group!r}: {handler!r} would not run when it is called: a handler is a "
-            "plain function; make one of a coroutine with asgiref.sync.async_to_sync."
+            f"Group {group!r}: {_described(handler)} would not run when it is called: a handler is "
+            "a plain function; make one of a coroutine with asgiref.sync.async_to_sync."
         )
     arguments = "events, messages" if is_batch else "event, message"
     if not _takes_two_arguments(handler):
@@ -59,6 +59,10 @@ def check_handler(handler: Callable[..., Any], is_batch: bool, group: str) -> No
             f"Group {group!r}: {signature_of(handler)} cannot be called with ({arguments}): "
             f"declare it as {_name(handler)}({arguments})."
         )
+
+
+def _described(handler: Any) -> str:
+    return signature_of(handler) if inspect.isroutine(handler) else repr(handler)
 
 
 def _takes_two_arguments(function: Callable[..., Any]) -> bool:

@@ -52,3 +52,21 @@ def test_the_page_of_settings_lists_every_system_check():
 
     assert code <= shown
     assert shown - code == {"W011", "I011", "W012", "I012"}, "their ids are put together"
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_of_the_code_names_exists(page):
+    """A path is one of the repository or of the package; a bare name lies somewhere in the package."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(
+        re.findall(r"(?<![\w./-])((?:\w+/)*\w+\.(?:py|sql|toml|md)|(?:\w+/)+)(?![\w/.])", text)
+    )
+    packaged = {path.name for path in (ROOT / "outbox").rglob("*") if path.is_file()}
+
+    assert named
+    assert {
+        name
+        for name in named - {"dist/"}  # a release makes it
+        if not any((folder / name).exists() for folder in (ROOT, ROOT / "outbox", ROOT / "docs"))
+        and name not in packaged
+    } == set()

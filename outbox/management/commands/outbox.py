@@ -20,6 +20,7 @@ from ...exceptions import (
     UnknownChannel,
     UnknownGroup,
     UnknownType,
+    did_you_mean,
 )
 from ...processes.exit_codes import ExitCode
 from ...sql import clearer_error
@@ -57,6 +58,17 @@ class Command(BaseCommand):
             verb().add_arguments(
                 verbs.add_parser(verb.name, parents=[common], help=text, description=text)
             )
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Answer a misspelt verb with the nearest one; else run the command."""
+        known = [verb.name for verb in VERBS]
+        if argv[2:] and not argv[2].startswith("-") and argv[2] not in known:
+            self.stderr.write(
+                f"manage.py outbox has no verb {argv[2]!r}.{did_you_mean(argv[2], known)} "
+                f"Verbs: {', '.join(known)}."
+            )
+            sys.exit(ExitCode.USAGE)
+        super().run_from_argv(argv)
 
     def execute(self, *args: Any, **options: Any) -> str | None:
         """Run the verb; the environment variable NO_COLOR turns colours off."""
