@@ -29,6 +29,8 @@ class Member:
     def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
         self.arguments, self.log, self.environment = arguments, log, environment
         self.is_supervisor = "--processes" in arguments
+        self.is_stopped = False
+        """Whether it is not to be started again."""
         self.killed: set[int] = set()
         """Process ids that the rack has killed."""
         self.process = self._start()
@@ -51,7 +53,7 @@ class Member:
     def revive(self) -> str | None:
         """Start the command again when it has ended; tell when it was not killed."""
         code = self.process.poll()
-        if code is None:
+        if code is None or self.is_stopped:
             return None
         is_killed = self.process.pid in self.killed
         text = f"{' '.join(self.arguments)} ended by itself with code {code}:\n{self.tail()}"
@@ -115,26 +117,32 @@ class Fleet:
         return found
 
     def stop_publishers(self) -> None:
-        self._stop(self.publishers, 30)
+        self._stop(self.publishers, 120)
 
     def stop(self) -> None:
-        """Stop all processes; a worker that does not end, or with a code other than 0, is a finding."""
+        """Stop all processes; one that does not end, or with a code other than 0, is a finding.
+
+        A publisher may have been started anew a moment ago: SIGTERM ends it while it is imported.
+        """
         self._end.set()
         self._thread.join()
         self._stop(self.workers, 120)
-        self._stop(self.publishers, 30)
+        self._stop(self.publishers, 120)
 
     def _stop(self, members: list[Member], seconds: float) -> None:
         with self.lock:
+            members = [member for member in members if not member.is_stopped]
             for member in members:
+                member.is_stopped = True
                 member.killed.add(member.process.pid)
-                member.revive = lambda: None  # type: ignore[method-assign]
                 member.process.terminate()
         deadline = time.monotonic() + seconds
         for member in members:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 member.process.wait(max(0.1, deadline - time.monotonic()))
-            if (code := member.process.poll()) != 0:
+            code = member.process.poll()
+            is_starting = code == -signal.SIGTERM and member in self.publishers
+            if code != 0 and not is_starting:
                 what = f"ended with code {code}" if code is not None else "did not end"
                 text = f"{member.arguments} was stopped and {what}:\n{member.tail()}"
                 self.findings.append(Finding("did not stop", text))
