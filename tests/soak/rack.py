@@ -19,6 +19,7 @@ from typing import Any
 
 from outbox.embedded import Server
 from tests.soak.findings import Action, Finding, by_kind, tell
+from tests.soak.server import LEFT, PENDING, PLACES, PRESENT, end_prepared, query, wait
 
 OPTIONS = {
     "max_connections": "100",
@@ -129,6 +130,7 @@ class Rack:
         for thread in self.threads:
             thread.start()
         while time.monotonic() < deadline and all(thread.is_alive() for thread in self.threads):
+            end_prepared(2)
             time.sleep(0.5)
 
     def settle(self) -> None:
@@ -139,12 +141,11 @@ class Rack:
         self.chaos.end.set()
         self.operators.end.set()
         for thread in self.threads:
-            thread.join(120)
+            thread.join(300)
         self.chaos.heal()
         time.sleep(4.5)  # stopped processes go on
         self.fleet.stop_publishers()
-        for (name,) in query("SELECT gid FROM pg_prepared_xacts"):
-            query(f"COMMIT PREPARED '{name}'")
+        end_prepared(0)
         for name in ALL:
             pauses.resume(name, reason="rack")
         self._drain(set(ALL))
@@ -216,30 +217,6 @@ class Rack:
         return f"PostgreSQL {connection.pg_version // 10000}, {connection.Database.__name__}"
 
 
-PENDING = """
-    SELECT c."group", c.channel, c.slot_from, c.position, m.position, c.attempts, c.last_error
-    FROM outbox_cursor AS c
-    CROSS JOIN LATERAL (
-        SELECT position
-        FROM outbox_message
-        WHERE channel = c.channel AND position > c.position
-          AND slot BETWEEN c.slot_from AND c.slot_to
-        ORDER BY position
-        LIMIT 1
-    ) AS m
-"""
-PLACES = "SELECT id, position FROM outbox_cursor ORDER BY id"
-PRESENT = 'SELECT DISTINCT "group" FROM outbox_cursor'
-LEFT = """
-    SELECT 'session', pid::text, application_name, state, left(query, 100)
-    FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND application_name <> 'rack'
-    UNION ALL
-    SELECT 'lock', pid::text, locktype, mode, classid::text
-    FROM pg_locks WHERE locktype = 'advisory'
-"""
-
-
 def stuck(
     group: str, channel: str, slot: int, place: int, following: int, attempts: int, error: str
 ) -> Finding:
@@ -250,31 +227,6 @@ def stuck(
 
 def listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{what} {n}" for what, n in sorted(counts.items()))
-
-
-def query(statement: str) -> list[Any]:
-    """Run a statement in this thread's session, in a new one when it has ended; return the rows."""
-    from django.db import DatabaseError, InterfaceError, connection
-
-    for _ in range(200):
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-                return list(cursor.fetchall()) if cursor.description else []
-        except (DatabaseError, InterfaceError):
-            connection.close()
-            time.sleep(0.1)
-    raise RuntimeError(f"the server does not come back: {statement}")
-
-
-def wait(predicate: Callable[[], bool], seconds: float) -> bool:
-    """Wait until something is so; tell whether it came to be."""
-    deadline = time.monotonic() + seconds
-    while not predicate():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.3)
-    return True
 
 
 def run(minutes: float, seed: str) -> int:
