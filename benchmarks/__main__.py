@@ -16,6 +16,7 @@ NAMES = (
     "snapshot",
     "scaling",
     "monitoring",
+    "control_room",
     "pgpubsub",
     "streams",
     "retention",

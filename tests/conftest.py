@@ -11,6 +11,7 @@ from tests.support import server
 
 pytest_plugins = [
     "tests.support.fixtures",
+    "tests.support.browser",
     "tests.support.failing",
     "tests.support.pgbouncer",
     "tests.support.project",

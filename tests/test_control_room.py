@@ -510,3 +510,83 @@ def test_redrive_reports_to_the_library_what_it_did(trouble):
 
     assert seen == [(1, 5), (2, 5)]
     assert OperatorAction.objects.get().details["new"] == {"handled": 2, "remaining": 3}
+
+
+def test_no_page_reads_the_log_without_an_index_or_without_a_bound(trouble, ann, monkeypatch):
+    """The plans of all statements of all pages, over a log that is larger than what a page may look
+    at: no sequential scan, no sort of the log, and fewer rows than the log has."""
+    most = 500
+    monkeypatch.setattr("outbox.operations.log_pages.WALKED", most)
+    monkeypatch.setattr("outbox.operations.status.LATEST_MESSAGES", most)
+    monkeypatch.setattr("outbox.admin.groups.LAG_COUNTED", most)
+    monkeypatch.setattr("outbox.admin.group_actions.COUNTED", most)
+    for _ in range(20):
+        publish(*(str(number % 50) for number in range(most)))
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE outbox_message")
+    position = trouble.positions[0]
+    pages = [
+        GROUPS,
+        GROUP,
+        LOG,
+        f"{LOG}?before={position + 10 * most}",
+        f"{LOG}?time=2026-01-01T00:00",
+        f"{LOG}?key=no-such-key",
+        f"{LOG}?channel=trouble&key=c",
+        f"{LOG}?type=NoSuchType",
+        f"{LOG}{position}/change/",
+        f"{LOG}segments/",
+        PARKED,
+        f"{PARKED}?group=scripted",
+        RECORD,
+        *[do(name, choice) for name, choice in PLANS.items()],
+    ]
+    faults = {page: found for page in pages if (found := log_reads(ann, page, 4 * most))}
+
+    assert faults == {}
+
+
+def test_a_rare_key_or_type_is_looked_for_among_so_many_messages(trouble, ann, monkeypatch):
+    """A page looks at a bounded number of messages, says so, and goes on from there, for a key that
+    nothing has as for a type."""
+    monkeypatch.setattr("outbox.operations.log_pages.WALKED", 30)
+    publish(*(str(number) for number in range(100)))
+    pages = [
+        ann.get(f"{LOG}?{query}") for query in ("key=nothing", "channel=trouble&key=a", "type=T")
+    ]
+
+    assert all("30 messages were looked at" in page for page in pages)
+    assert all('rel="next"' in page for page in pages)
+
+
+def log_reads(ann, page, most):
+    """What the statements of a page do to the log that they must not do."""
+    with CaptureQueriesContext(connection) as queries:
+        ann.get(page)
+    found = []
+    for sql in {each["sql"] for each in queries if "outbox_" in each["sql"]}:
+        if sql.lstrip().split()[0] not in ("SELECT", "WITH"):
+            continue
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}")
+            (plan,) = cursor.fetchone()
+        plan = json.loads(plan) if isinstance(plan, str) else plan
+        scans = [node for node in nodes(plan[0]["Plan"]) if is_of_log(node)]
+        read = sum(
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in scans
+        )
+        if read > most or any(node["Node Type"] == "Seq Scan" for node in scans):
+            found.append((sql, read, [node["Node Type"] for node in scans]))
+    return found
+
+
+def is_of_log(node):
+    return node.get("Relation Name", "").startswith("outbox_message") and node["Actual Loops"]
+
+
+def nodes(plan):
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)

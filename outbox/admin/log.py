@@ -90,6 +90,7 @@ class MessageAdmin(pages.ControlRoomAdmin):
             headers=as_json(message.headers),
             readers=[(each, quote(each.group)) for each in log_pages.readers(message, using)],
             neighbours=near,
+            walked=log_pages.WALKED,
         )
 
     def segments_view(self, request: HttpRequest) -> HttpResponse:

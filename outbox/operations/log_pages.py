@@ -91,7 +91,10 @@ def readers(message: Message, using: str) -> list[Reader]:
 
 
 def neighbours(message: Message, most: int, using: str) -> list[Row]:
-    """Return the messages of the same key around a message, the newest first."""
+    """Return the messages of the same key around a message, the newest first.
+
+    Looks at WALKED messages of the channel before it, and as many behind it.
+    """
     chosen = Filter(channel=message.channel, key=message.key)
     older = _walk("walk_log_back", chosen, message.position, most, using)[0]
     newer = _walk("walk_log_forward", chosen, message.position, most, using)[0]

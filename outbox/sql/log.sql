@@ -144,12 +144,12 @@ SELECT clock_timestamp()
 
 -- name: walk_log_back
 -- Walks outbox_message_by_channel, or the primary key, back from a position over at most `walked`
--- rows; returns what fits of them, the last first, and in each row where the walk ended.
+-- rows; returns what fits of them, the last first, and in each row where the walk ended. Key and type
+-- are compared after the walk: with them in it, a rare one would have it read the whole log.
 WITH walked AS MATERIALIZED (
     SELECT position, channel, key, type, created_at
     FROM outbox_message
     WHERE position < %(start)s AND (%(channel)s::text IS NULL OR channel = %(channel)s)
-      AND (%(key)s::text IS NULL OR slot = (hashtextextended(%(key)s, 0) & 32767)::smallint)
     ORDER BY position DESC
     LIMIT %(walked)s
 ), fitting AS (
@@ -170,7 +170,6 @@ WITH walked AS MATERIALIZED (
     SELECT position, channel, key, type, created_at
     FROM outbox_message
     WHERE position > %(start)s AND (%(channel)s::text IS NULL OR channel = %(channel)s)
-      AND (%(key)s::text IS NULL OR slot = (hashtextextended(%(key)s, 0) & 32767)::smallint)
     ORDER BY position
     LIMIT %(walked)s
 ), fitting AS (
