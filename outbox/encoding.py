@@ -100,6 +100,14 @@ def key_text(key: Any) -> str | None:
     return text
 
 
+def joined_key(parts: list[Any]) -> str:
+    """Return the key of several values, joined by ":"; raises InvalidKey for None among them."""
+    texts = [key_text(part) for part in parts]
+    if None in texts:
+        raise InvalidKey(key=tuple(parts), kind="a key of several fields, one of them None")
+    return ":".join(str(text).replace("\\", "\\\\").replace(":", "\\:") for text in texts)
+
+
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = _shortener.maxlong = 100
 

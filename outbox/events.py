@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, dataclass_transform
 
 import msgspec
 
-from .encoding import Key, is_storable, key_text
+from .encoding import Key, is_storable, joined_key
 from .exceptions import (
     DuplicateEventType,
     InvalidChannel,
@@ -159,8 +159,13 @@ def event_type(channel: str, name: str) -> type[Event] | None:
 
 
 def is_stream_channel(channel: str) -> bool:
-    """Return whether an event class declared the channel with `stream=True`."""
+    """Return whether an event class or a capture declared the channel with `stream=True`."""
     return channel in _stream_channels
+
+
+def add_stream_channel(channel: str) -> None:
+    """Make a channel one of streams, as an event class with `stream=True` does."""
+    _stream_channels.add(channel)
 
 
 def all_event_types() -> list[type[Event]]:
@@ -233,14 +238,7 @@ def _key_reader(cls: type, key: KeySpec) -> Callable[[Any], Key] | None:
             )
     if len(names) == 1:
         return lambda event: cast(Key, getattr(event, names[0]))
-    return lambda event: _joined([getattr(event, name) for name in names])
-
-
-def _joined(parts: list[Any]) -> str:
-    texts = [key_text(part) for part in parts]
-    if None in texts:
-        raise InvalidKey(key=tuple(parts), kind="a key of several fields, one of them None")
-    return ":".join(str(text).replace("\\", "\\\\").replace(":", "\\:") for text in texts)
+    return lambda event: joined_key([getattr(event, name) for name in names])
 
 
 def _register(cls: type[Event]) -> None:
@@ -257,4 +255,4 @@ def _register(cls: type[Event]) -> None:
     for type_name in (contract.type, *contract.was):
         _registry[contract.channel, type_name] = cls
     if contract.is_stream:
-        _stream_channels.add(contract.channel)
+        add_stream_channel(contract.channel)

@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 
 import pgtrigger
 from django.apps import apps
-from django.core.exceptions import FieldDoesNotExist
 from django.db import DEFAULT_DB_ALIAS, models
 from pgtrigger.core import INSTALLED, OUTDATED, UNALLOWED, UNINSTALLED
 
@@ -22,6 +21,7 @@ from ..conf import require_apps
 from ..exceptions import InvalidCapture
 from ..sql import one_row
 from . import trigger_sql
+from .fields import named_fields, table_fields
 from .trigger_sql import OPERATIONS, CaptureSql
 
 Operation = Literal["insert", "update", "delete"]
@@ -38,6 +38,7 @@ def capture(
     exclude: Names | None = None,
     condition: pgtrigger.Condition | None = None,
     was: Names = (),
+    stream: bool = False,
 ) -> Capture:
     """Capture the changes of a model's table as messages of `channel`.
 
@@ -51,16 +52,15 @@ def capture(
     always held. With either, an update that changes none of the held fields is left out.
     `condition`: a pgtrigger condition on `old__…` and `new__…`, for each row.
     `was`: labels that the model had in other apps, such as "blog.Author", whose messages
-    `outbox.Change` reads too; renames within the app are known from its migrations. Raises
-    InvalidCapture and InvalidChannel; names that are not fields raise it as soon as the
-    triggers are rendered (`makemigrations`). Raises NotInstalled without pgtrigger and outbox
-    in INSTALLED_APPS.
+    `outbox.Change` reads too; renames within the app are known from its migrations.
+    `stream`: whether the channel is one of streams: the messages of each key are numbered from 1.
+    Raises InvalidChannel, InvalidCapture (of names that are not fields as soon as `makemigrations`
+    renders the triggers), and NotInstalled without pgtrigger and outbox in INSTALLED_APPS.
     """
     require_apps()
-    chosen = _operations(on)
     if fields is not None and exclude is not None:
         raise InvalidCapture("capture() takes fields= or exclude=, not both.")
-    events.valid_channel(channel)
+    _declare(channel, stream)
     return Capture(
         CaptureTrigger(
             captures=captures,
@@ -70,9 +70,9 @@ def capture(
             exclude=_names(exclude),
             condition=condition,
             was=_names(was) or (),
+            stream=stream,
         )
-        for captures in OPERATIONS
-        if captures in chosen
+        for captures in _operations(on)
     )
 
 
@@ -101,9 +101,11 @@ class CaptureTrigger(pgtrigger.Trigger):
         exclude: tuple[str, ...] | None = None,
         condition: pgtrigger.Condition | None = None,
         was: tuple[str, ...] = (),
+        stream: bool = False,
     ) -> None:
         self.captures = captures
         self.was = was
+        self.stream = stream
         self.channel = channel
         self.key = key
         self.fields = fields
@@ -152,8 +154,10 @@ class CaptureTrigger(pgtrigger.Trigger):
         """Return the statement that stores the messages, and the condition to run it."""
         parts = self._pairs(model) if self.captures == "update" else self._rows(model)
         found = parts.pop("found")
+        if self.stream:
+            self._refuse_empty_keys(model)
         append = trigger_sql.fill(
-            "append",
+            "append_to_streams" if self.stream else "append",
             channel=trigger_sql.literal(self.channel),
             type=trigger_sql.literal(message_type(model)),
             **parts,
@@ -206,12 +210,22 @@ class CaptureTrigger(pgtrigger.Trigger):
 
     def key_text(self, model: type[models.Model], row: str) -> str:
         """Return the SQL of a row's key."""
-        fields = model._meta.pk_fields if self.key is None else _fields(model, self.key)
+        fields = model._meta.pk_fields if self.key is None else named_fields(model, self.key)
         texts = [trigger_sql.text(field, row) for field in fields]
         if len(texts) < 2:
             return texts[0] if texts else "NULL"
         escaped = [rf"replace(replace({text}, '\', '\\'), ':', '\:')" for text in texts]
         return " || ':' || ".join(escaped)
+
+    def _refuse_empty_keys(self, model: type[models.Model]) -> None:
+        fields = model._meta.pk_fields if self.key is None else named_fields(model, self.key)
+        nullable = [field.name for field in fields if field.null]
+        if nullable or not fields:
+            reason = f"{', '.join(nullable)} may be NULL" if fields else "key=() is none"
+            raise InvalidCapture(
+                f"Channel {self.channel!r} on {model._meta.label} is one of streams, so each "
+                f"message needs a key, and {reason}: name fields that are never NULL as key=."
+            )
 
     def row_condition(self, model: Any) -> str:
         """Return the SQL of the condition on the rows old and new."""
@@ -235,7 +249,7 @@ class CaptureTrigger(pgtrigger.Trigger):
     def _chosen(self, model: type[models.Model]) -> list[Any] | None:
         if self.fields is None and self.exclude is None:
             return None
-        named = _fields(model, self.fields if self.fields is not None else self.exclude or ())
+        named = named_fields(model, self.fields if self.fields is not None else self.exclude or ())
         pk = model._meta.pk_fields
         return [
             field
@@ -244,9 +258,10 @@ class CaptureTrigger(pgtrigger.Trigger):
         ]
 
 
-def table_fields(model: type[models.Model]) -> list[Any]:
-    """Return the fields that are columns of the model's own table."""
-    return list(model._meta.concrete_model._meta.local_concrete_fields)  # type: ignore[union-attr]
+def _declare(channel: str, stream: bool) -> None:
+    events.valid_channel(channel)
+    if stream:
+        events.add_stream_channel(channel)
 
 
 def message_type(model: type[models.Model]) -> str:
@@ -272,28 +287,10 @@ def _operations(on: Operation | Iterable[Operation]) -> tuple[Operation, ...]:
     chosen = (on,) if isinstance(on, str) else tuple(on)
     if not chosen or set(chosen) - set(OPERATIONS):
         raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
-    return chosen
+    return tuple(each for each in OPERATIONS if each in chosen)
 
 
 def _names(names: Names | None) -> tuple[str, ...] | None:
     if names is None:
         return None
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _fields(model: type[models.Model], names: Iterable[str]) -> list[Any]:
-    known = table_fields(model)
-    found: list[Any] = []
-    for name in names:
-        try:
-            field = model._meta.get_field(name) if name != "pk" else None
-        except FieldDoesNotExist:
-            field = None
-        named = model._meta.pk_fields if name == "pk" else [field]
-        if any(each not in known for each in named):
-            raise InvalidCapture(
-                f"{name!r} is no field of the table of {model._meta.label}; its fields are "
-                f"{', '.join(each.name for each in known)}."
-            )
-        found += named
-    return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from django.db import models
 
-from ..messages import Message
+from ..messages import STREAM_HEADER, Message
 from . import row_images
 from .capture import captures_of, message_type
 from .former_names import former_types
@@ -72,6 +72,8 @@ class Change(Generic[Model]):
         """Return the change that a message holds; see `messages.decode`."""
         operation, old, new, changed = row_images.image_of(cls.model).read(message.raw_payload)
         context = None if message.raw_headers == "{}" else message.headers
+        if context is not None:
+            context.pop(STREAM_HEADER, None)
         return cls(operation, old, new, changed, context)
 
 

@@ -22,7 +22,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils import timezone
 from msgspec import UNSET, UnsetType
 
-from .capture import table_fields
+from .fields import table_fields
 from .former_names import former_columns
 
 Operation = Literal["insert", "update", "delete", "snapshot"]

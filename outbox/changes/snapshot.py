@@ -227,9 +227,17 @@ def _append(chunk: list[Any], trigger: CaptureTrigger, rows: models.QuerySet[Any
         drafts.append(Draft(channel, type_name, msgspec.Raw(payload), row.outbox_key, headers))
         size += len(payload)
         if size > CHUNK_BYTES:
-            message_log.append_many(drafts, rows.db)
+            _store(drafts, trigger, rows.db)
             drafts, size = [], 0
-    message_log.append_many(drafts, rows.db)
+    _store(drafts, trigger, rows.db)
+
+
+def _store(drafts: list[Draft], trigger: CaptureTrigger, using: str) -> None:
+    if trigger.stream:
+        for draft in drafts:
+            message_log.append_to_stream(draft, None, using)
+    else:
+        message_log.append_many(drafts, using)
 
 
 def _headers(model: type[models.Model], using: str) -> dict[str, str] | None:

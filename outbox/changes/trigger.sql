@@ -73,6 +73,37 @@ SELECT {channel}, {key}, {type},
     jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
 FROM {source};
 
+-- name: append_to_streams
+-- Two statements: rows of streams are locked, in one order, before the second one takes the floor.
+INSERT INTO outbox_stream AS stream (channel, key, version)
+SELECT {channel}, drafts.key, outbox_count_appends_v1({channel}, drafts.key, count(*))
+FROM (SELECT {key} FROM {source}) AS drafts (key)
+GROUP BY drafts.key
+ORDER BY drafts.key COLLATE "C"
+ON CONFLICT (channel, key) DO UPDATE SET version = stream.version + excluded.version;
+WITH appended AS (
+    INSERT INTO outbox_message AS message (channel, key, type, payload, headers)
+    SELECT {channel}, numbered.key, {type}, numbered.payload,
+        numbered.headers || jsonb_build_object('stream_version', stream.version + 1 - numbered.from_end)
+    FROM (
+        SELECT drafts.*, count(*) OVER (PARTITION BY drafts.key ORDER BY drafts.ordinal DESC) AS from_end
+        FROM (
+            SELECT row_number() OVER (), made.*
+            FROM (
+                SELECT {key},
+                    jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
+                FROM {source}
+            ) AS made
+        ) AS drafts (ordinal, key, payload, headers)
+    ) AS numbered
+    JOIN outbox_stream AS stream ON stream.channel = {channel} AND stream.key = numbered.key
+    ORDER BY numbered.ordinal
+    RETURNING message.position, message.key, message.headers
+)
+INSERT INTO outbox_stream_message (channel, key, version, position)
+SELECT {channel}, appended.key, (appended.headers ->> 'stream_version')::bigint, appended.position
+FROM appended;
+
 -- name: insert
 new_values AS new
 

@@ -21,24 +21,24 @@ class Migration(migrations.Migration):
             name="Stream",
             fields=[
                 (
-                    "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "channel",
+                        "key",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("channel", models.CharField(max_length=63, verbose_name="channel")),
                 ("key", models.TextField(verbose_name="key")),
                 ("version", models.BigIntegerField(verbose_name="version")),
-                ("first_position", models.BigIntegerField(verbose_name="first position")),
-                ("last_position", models.BigIntegerField(verbose_name="last position")),
             ],
             options={
                 "verbose_name": "stream",
                 "verbose_name_plural": "streams",
                 "db_table": "outbox_stream",
-                "constraints": [
-                    models.UniqueConstraint(fields=["channel", "key"], name="outbox_stream_by_key")
-                ],
             },
         ),
         migrations.CreateModel(

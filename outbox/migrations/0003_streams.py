@@ -11,24 +11,26 @@ class Migration(migrations.Migration):
             name="StreamMessage",
             fields=[
                 (
-                    "position",
-                    models.BigIntegerField(
-                        primary_key=True, serialize=False, verbose_name="position"
+                    "pk",
+                    models.CompositePrimaryKey(
+                        "channel",
+                        "key",
+                        "version",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("channel", models.CharField(max_length=63, verbose_name="channel")),
                 ("key", models.TextField(verbose_name="key")),
                 ("version", models.BigIntegerField(verbose_name="version")),
+                ("position", models.BigIntegerField(verbose_name="position")),
             ],
             options={
                 "verbose_name": "stream message",
                 "verbose_name_plural": "stream messages",
                 "db_table": "outbox_stream_message",
-                "constraints": [
-                    models.UniqueConstraint(
-                        fields=["channel", "key", "version"], name="outbox_stream_once"
-                    )
-                ],
             },
         ),
         migrations.RunSQL(

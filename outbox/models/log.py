@@ -45,19 +45,15 @@ class Message(LogModel):
 class Stream(models.Model):
     """The version of a stream: how many messages of one key of a stream channel there are."""
 
+    pk = models.CompositePrimaryKey("channel", "key")
     channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
     key = models.TextField(_("key"))
     version = models.BigIntegerField(_("version"))
-    first_position = models.BigIntegerField(_("first position"))
-    last_position = models.BigIntegerField(_("last position"))
 
     class Meta:
         db_table = "outbox_stream"
         verbose_name = _("stream")
         verbose_name_plural = _("streams")
-        constraints = [
-            models.UniqueConstraint(fields=["channel", "key"], name="outbox_stream_by_key")
-        ]
 
     def __str__(self) -> str:
         return f"{self.channel} {self.key} at {self.version}"
@@ -66,18 +62,16 @@ class Stream(models.Model):
 class StreamMessage(models.Model):
     """The position of the message of each version of a stream."""
 
-    position = models.BigIntegerField(_("position"), primary_key=True)
+    pk = models.CompositePrimaryKey("channel", "key", "version")
     channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
     key = models.TextField(_("key"))
     version = models.BigIntegerField(_("version"))
+    position = models.BigIntegerField(_("position"))
 
     class Meta:
         db_table = "outbox_stream_message"
         verbose_name = _("stream message")
         verbose_name_plural = _("stream messages")
-        constraints = [
-            models.UniqueConstraint(fields=["channel", "key", "version"], name="outbox_stream_once")
-        ]
 
     def __str__(self) -> str:
         return f"{self.channel} {self.key} {self.version} at {self.position}"

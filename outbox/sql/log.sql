@@ -184,6 +184,12 @@ FROM (SELECT max(position) AS position, count(*) AS rows FROM walked) AS ended
 LEFT JOIN fitting ON true
 ORDER BY fitting.position
 
+-- name: catalogue_types
+-- Reads the whole log.
+SELECT channel, type, count(*), max(created_at)
+FROM outbox_message
+GROUP BY channel, type
+
 -- name: see_readers
 -- Reads the cursors whose range covers a slot of a channel, and what they parked at a position.
 SELECT c."group", c.position, p.id, COALESCE(p.reason, ''), COALESCE(p.error, '')

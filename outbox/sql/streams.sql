@@ -17,7 +17,7 @@ SELECT version FROM outbox_stream WHERE channel = %(channel)s AND key = %(key)s
 SELECT outbox_lock_stream_v1(%(channel)s, %(key)s, %(for_write)s)
 
 -- name: read_stream
--- Walks outbox_stream_once, and finds each message by the primary key of the log.
+-- Walks the primary key of stream messages, and finds each message by the primary key of the log.
 SELECT
     m.position, m.key, m.type, m.payload::text, m.headers::text, m.created_at::text, s.version
 FROM outbox_stream_message AS s
@@ -27,8 +27,19 @@ WHERE s.channel = %(channel)s AND s.key = %(key)s
 ORDER BY s.version
 LIMIT %(most)s
 
+-- name: fold_stream
+-- The same, without what a fold does not need; headers: null where there are none but the version.
+SELECT
+    m.position, m.type, m.payload::text, NULLIF(m.headers - 'stream_version', '{}')::text, s.version
+FROM outbox_stream_message AS s
+JOIN outbox_message AS m ON m.position = s.position
+WHERE s.channel = %(channel)s AND s.key = %(key)s
+  AND s.version > %(after)s AND s.version <= %(until)s
+ORDER BY s.version
+LIMIT %(most)s
+
 -- name: stream_version_at
--- Walks outbox_stream_once backwards to the last message published until a time.
+-- Walks the primary key of stream messages backwards to the last message published until a time.
 SELECT COALESCE((
     SELECT s.version
     FROM outbox_stream_message AS s
@@ -46,6 +57,6 @@ WHERE channel = %(channel)s AND key > %(after)s AND version > 0
 ORDER BY key
 LIMIT %(most)s
 
--- name: own_appends
--- Reads a setting of the transaction.
-SELECT outbox_own_appends_v1(%(channel)s, %(key)s)
+-- name: guard_stream
+-- Reads the row of the stream; counts this transaction's own messages of it from now on.
+SELECT version, own_appends FROM outbox_guard_stream_v1(%(channel)s, %(key)s)

@@ -191,7 +191,7 @@ class Aggregate(models.Model):
             )
             if not version:
                 raise InvalidStream(f"{cls.__name__} {key!r} has no events.")
-            instance = cls._fold(key, history, None)
+            instance = cls._fold(key, history, version)
             instance.rebuild_id = secrets.randbits(62)
             models.Model.save(instance, using=history.using)
         return instance
@@ -211,11 +211,11 @@ class Aggregate(models.Model):
                 yield Drift(str(row.pk), differences)
 
     @classmethod
-    def _fold(cls, key: Any, history: Stream, until: int | None) -> Self:
+    def _fold(cls, key: Any, history: Stream, until: int) -> Self:
         instance = cls(pk=cls._meta.pk.to_python(key))
-        for event, message in history.read(until=until):
+        for event, version in history.read_events(until):
             instance.apply(event)
-            instance.version = message.stream_version or 0
+            instance.version = version
         for field in cls._meta.concrete_fields:
             value = getattr(instance, field.attname)
             if not hasattr(value, "resolve_expression"):

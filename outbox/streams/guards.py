@@ -13,7 +13,7 @@ from ..conf import log_alias
 from ..encoding import Key
 from ..exceptions import StreamConflict
 from ..publisher import writable_alias
-from ..sql import scalar
+from ..sql import one_row, scalar
 from .stream import stream
 
 Name = tuple[str, str]
@@ -30,15 +30,16 @@ def guard(*streams: tuple[str, Key], using: str | None = None) -> Iterator[Mappi
     """
     alias = writable_alias(using)
     found = [stream(channel, key, using=log_alias(alias)) for channel, key in streams]
-    own = {
-        (each.channel, each.key): scalar("own_appends", alias, channel=each.channel, key=each.key)
+    looks = {
+        (each.channel, each.key): one_row("guard_stream", alias, channel=each.channel, key=each.key)
+        or (0, 0)
         for each in found
     }
-    seen = {name: each.version - own[name] for each, name in zip(found, own, strict=True)}
+    seen = {name: version - own for name, (version, own) in looks.items()}
     guards = message_log.open_guards(alias)
     guards.append(seen)
     try:
-        yield {name: version + own[name] for name, version in seen.items()}
+        yield {name: version for name, (version, _) in looks.items()}
     finally:
         guards.pop()
     for channel, key in sorted(seen):

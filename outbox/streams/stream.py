@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from django.db import connections
 
 from .. import events
 from ..conf import log_alias
 from ..encoding import Key, key_text
 from ..exceptions import InvalidStream
-from ..messages import Message, decode
+from ..messages import VERSION_HEADER, Message, decode
 from ..sql import run_statement, scalar
 
 CHUNK = 1000
@@ -51,36 +53,67 @@ class Stream:
         `until`: None for the last one. The event of a type that no class has is the plain payload.
         Raises UndecodableMessage.
         """
+        for position, key, type_name, payload, headers, created_at, _ in self._rows(
+            "read_stream", after, until
+        ):
+            message = Message(
+                position, self.channel, key, type_name, 1, False, "", payload, headers, created_at
+            )
+            yield self._event(message), message
+
+    def read_events(self, until: int | None = None) -> Iterator[tuple[Any, int]]:
+        """Give (event, version), as `read` does, without the messages: for a fold."""
+        for position, type_name, payload, headers, version in self._rows("fold_stream", 0, until):
+            event_type = events.event_type(self.channel, type_name)
+            contract = event_type.__contract__ if event_type is not None else None
+            if contract is not None and headers == _headers_of(contract.version):
+                try:
+                    yield contract.decoder.decode(payload), version
+                    continue
+                except msgspec.MsgspecError:
+                    pass  # decoded once more below, for the error that names the message
+            message = Message(
+                position,
+                self.channel,
+                self.key,
+                type_name,
+                1,
+                False,
+                "",
+                payload,
+                headers or "{}",
+                "",
+            )
+            yield self._event(message), version
+
+    def _rows(self, query: str, after: int, until: int | None) -> Iterator[tuple[Any, ...]]:
+        """Give the rows of a statement in chunks; the last column is the version."""
         last = LATEST if until is None else until
-        while True:
-            rows = self._rows(after, last)
-            for row in rows:
-                yield self._decoded(row)
+        while after < last:
+            parameters: dict[str, Any] = {
+                "channel": self.channel,
+                "key": self.key,
+                "after": after,
+                "until": last,
+                "most": CHUNK,
+            }
+            with connections[self.using].cursor() as cursor:
+                run_statement(cursor, query, parameters)
+                rows: list[tuple[Any, ...]] = cursor.fetchall()
+            yield from rows
             if len(rows) < CHUNK:
                 return
             after = rows[-1][-1]
 
-    def _rows(self, after: int, until: int) -> list[tuple[Any, ...]]:
-        parameters: dict[str, Any] = {
-            "channel": self.channel,
-            "key": self.key,
-            "after": after,
-            "until": until,
-            "most": CHUNK,
-        }
-        with connections[self.using].cursor() as cursor:
-            run_statement(cursor, "read_stream", parameters)
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
+    def _event(self, message: Message) -> Any:
+        event_type = events.event_type(self.channel, message.type)
+        return message.payload if event_type is None else decode(message, event_type)
 
-    def _decoded(self, row: tuple[Any, ...]) -> tuple[Any, Message]:
-        position, key, type_name, payload, headers, created_at, _ = row
-        message = Message(
-            position, self.channel, key, type_name, 1, False, "", payload, headers, created_at
-        )
-        event_type = events.event_type(self.channel, type_name)
-        event = message.payload if event_type is None else decode(message, event_type)
-        return event, message
+
+@functools.cache
+def _headers_of(version: int) -> str | None:
+    """Return the headers of a message of an event class's version without others; None: none."""
+    return None if version == 1 else f'{{"{VERSION_HEADER}": {version}}}'
 
 
 def stream(channel: str, key: Key, *, using: str | None = None) -> Stream:

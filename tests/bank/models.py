@@ -27,6 +27,26 @@ class LimitSet(outbox.Event, channel="limits", key="region", stream=True):
     amount: Decimal
 
 
+class Tariff(models.Model):
+    """Captured: its history is one stream per region."""
+
+    region = models.CharField(primary_key=True, max_length=20)
+    price = models.IntegerField(default=0)
+
+    class Meta:
+        triggers = [*outbox.capture(channel="tariffs", stream=True)]
+
+
+class Branch(models.Model):
+    """Captured with a key that several rows share."""
+
+    region = models.CharField(max_length=20)
+    name = models.CharField(max_length=20)
+
+    class Meta:
+        triggers = [*outbox.capture(channel="branches", key="region", stream=True)]
+
+
 class Account(outbox.Aggregate, channel="accounts"):
     number = models.CharField(primary_key=True, max_length=20)
     owner = models.CharField(max_length=50, default="")

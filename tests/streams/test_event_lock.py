@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from decimal import Decimal
 
 import msgspec
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import outbox
+import outbox.testing
 from outbox import events
 from outbox.messages import Message, decode
 from outbox.streams import event_lock
@@ -223,3 +225,90 @@ def test_an_event_of_version_four_reads_what_versions_one_to_three_stored(regist
         ).initials
         for each in stored
     ] == ["AL", "BE", "CF"]
+
+
+def resolved(document, reference):
+    """Follow a reference of the document; KeyError where it points to nothing."""
+    found = document
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+def references(part):
+    """Every $ref in a part of a document."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+def test_the_asyncapi_document_is_whole(registry, capsys):
+    """It has the parts that AsyncAPI 3.0 demands, every reference points to one, names are allowed."""
+    from tests.bank.models import Deposited, Opened
+
+    declare({"id": (int,), "part": (Part,)}, channel="odd / näme", type="Made/Here", version=3)
+    for each in (Opened, Deposited):
+        events._register(each)
+    type(outbox.Event)(
+        "Other",
+        (outbox.Event,),
+        {"__annotations__": {"id": int}, "__module__": __name__},
+        channel="odd _ n_me",
+        type="Other",
+    )
+    with outbox.testing.isolated_groups():
+        ledger = outbox.ConsumerGroup("ledger", channels=["accounts"])
+        ledger.handler(Deposited)(lambda event, message: None)
+        call_command("outbox", "events", "catalogue", "--asyncapi", "--title", "Bank")
+    document = msgspec.json.decode(capsys.readouterr().out)
+
+    assert document["asyncapi"] == "3.0.0"
+    assert document["info"] == {"title": "Bank", "version": "1.0.0"}
+    assert sorted(each["address"] for each in document["channels"].values()) == [
+        "accounts",
+        "odd / näme",
+        "odd _ n_me",
+    ]
+    for kind in ("channels", "operations"):
+        assert all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in document[kind])
+    for kind in ("messages", "schemas"):
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in document["components"][kind])
+    assert all(resolved(document, each) for each in references(document))
+    ledger = document["operations"]["ledger.accounts"]
+    assert ledger == {
+        "action": "receive",
+        "channel": {"$ref": "#/channels/accounts"},
+        "messages": [{"$ref": "#/channels/accounts/messages/Deposited"}],
+    }
+    message = resolved(document, resolved(document, ledger["messages"][0]["$ref"])["$ref"])
+    assert message["name"] == "Deposited"
+    assert message["headers"]["required"] == ["stream_version"]
+    payload = resolved(document, message["payload"]["$ref"])
+    assert payload["required"] == ["account", "amount"]
+    made = document["components"]["messages"]["odd___n_me.Made_Here"]
+    assert (made["name"], made["x-outbox-version"]) == ("Made/Here", 3)
+    assert {each["action"] for each in document["operations"].values()} == {"send", "receive"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_catalogue_counts_the_messages_of_each_type(registry, capsys):
+    """Those of former names count as well; --counts reads the log, and without it nothing is read."""
+    from django.db import transaction
+
+    made = declare(BASE)
+    with transaction.atomic():
+        for number in range(3):
+            outbox.publish(made(id=number, price=Decimal(1)))
+    declare(BASE, type="Built", was=["Made"])
+    call_command("outbox", "events", "catalogue", "--counts", "--json")
+
+    (row,) = msgspec.json.decode(capsys.readouterr().out)
+
+    assert (row["type"], row["messages"]) == ("Built", 3)
+    assert datetime.datetime.fromisoformat(row["last_at"]).tzinfo is not None

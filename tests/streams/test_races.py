@@ -99,14 +99,19 @@ def broken(transactional_db):
 
 def test_the_race_finds_an_append_that_does_not_look_at_the_version(broken):
     """The check of the race fails when the expected version is not compared under the lock."""
-    broken("outbox_append_to_stream_v1", "IF version <> expected\n", "IF false\n")
+    broken("outbox_append_to_stream_v1", "s.version = expected", "true")
 
     assert violations_of_one_history(5) > 0
 
 
 def test_the_race_finds_an_append_without_the_lock(broken):
-    """The check of the race fails when the version row is read without being locked."""
-    broken("outbox_append_to_stream_v1", "FOR UPDATE;", ";")
+    """The check of the race fails when the version is compared as it was before the lock."""
+    broken(
+        "outbox_append_to_stream_v1",
+        "s.version = expected",
+        "(SELECT t.version FROM outbox_stream AS t WHERE t.channel = of_channel AND t.key = of_key)"
+        " = expected",
+    )
 
     assert violations_of_one_history(20) > 0
 
