@@ -53,15 +53,8 @@ def append(draft: Draft, using: str) -> int:
 
 
 def _append(draft: Draft, using: str) -> int:
-    parameters = {
-        "channel": draft.channel,
-        "key": draft.key,
-        "type": draft.type,
-        "payload": _encode_payload(draft),
-        "headers": encode(draft.headers, "headers") if draft.headers else "{}",
-    }
     with connections[using].cursor() as cursor, _explained():
-        run_statement(cursor, "append_message", parameters)
+        run_statement(cursor, "append_message", _columns(draft))
         return int(cursor.fetchone()[0])
 
 
@@ -79,11 +72,7 @@ def append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
 
 def _append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
     parameters = {
-        "channel": draft.channel,
-        "key": draft.key,
-        "type": draft.type,
-        "payload": _encode_payload(draft),
-        "headers": encode(draft.headers, "headers") if draft.headers else "{}",
+        **_columns(draft),
         "expected": expected,
         "guarded": guarded_version(draft.channel, draft.key, using),
     }
@@ -189,6 +178,16 @@ def read(
         run_statement(cursor, "read_messages", parameters)
         rows: list[Row] = cursor.fetchall()
     return rows
+
+
+def _columns(draft: Draft) -> dict[str, Any]:
+    return {
+        "channel": draft.channel,
+        "key": draft.key,
+        "type": draft.type,
+        "payload": _encode_payload(draft),
+        "headers": encode(draft.headers, "headers") if draft.headers else "{}",
+    }
 
 
 def _encode_payload(draft: Draft) -> str:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from types import TracebackType
 
 from django.db import Error, connections, transaction
 
@@ -129,12 +128,7 @@ class Lease:
             self._keeper.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         if self._keeper.is_alive():
             self._keeper.join()

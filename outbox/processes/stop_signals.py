@@ -24,8 +24,8 @@ def received_signals() -> Iterator[int | None]:
         return
     inbox, outbox = os.pipe()
     os.set_blocking(outbox, False)
-    heard = (*SIGNALS, signal.SIGCHLD)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
+    numbers = (*SIGNALS, signal.SIGCHLD)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     wakeup = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)
     try:
         yield inbox
