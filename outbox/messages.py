@@ -72,7 +72,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def idempotency_key(self) -> str:
-        """A text that stays the same over retries, redrives and replays, for other systems."""
+        """An id by which other systems drop duplicates: retries, redrives and replays keep it."""
         return f"{self.group}:{self.position}"
 
 

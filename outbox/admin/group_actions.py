@@ -196,7 +196,7 @@ class Forget(Action):
         )
 
     def facts(self) -> Facts:
-        """Return what the group has in each channel."""
+        """Return the number of ranges and of parked messages in each channel."""
         return {
             each.channel: f"{ranges_text(each.ranges)}, {messages_text(each.parked)} {_('parked')}"
             for each in self._found("", False)

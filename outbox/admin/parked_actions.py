@@ -81,7 +81,7 @@ class Discard(Action):
         )
 
     def facts(self) -> Facts:
-        """Return the selection in numbers."""
+        """Return how many messages and keys are selected, and the first and last position."""
         return _total(
             discards.discard_all(self.selection, reason="", execute=False, using=self.using)
         )

@@ -28,7 +28,7 @@ from .former_names import former_columns
 Operation = Literal["insert", "update", "delete", "snapshot"]
 Conversion = Callable[[Any], Any]
 
-# What an interval looks like under IntervalStyle postgres, and under iso_8601.
+# The text of an interval under IntervalStyle postgres, and under iso_8601.
 INTERVALS = [
     re.compile(
         r"(?:(?P<years>[-+]?\d+) years?)? ?(?:(?P<months>[-+]?\d+) mons?)? ?"

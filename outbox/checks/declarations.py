@@ -1,4 +1,4 @@
-"""System checks of the settings, the groups and the event classes; they ask no database."""
+"""System checks of the settings, the groups and the event classes; they query no database."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def by_key(chosen: Selection, using: str) -> list[KeySummary]:
 
 
 def total(chosen: Selection, using: str) -> Total:
-    """Return the selection in numbers."""
+    """Return how many messages and keys are selected, and the first and last position."""
     return Total(
         **chosen.rows(using)
         .order_by()

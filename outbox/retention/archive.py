@@ -192,7 +192,7 @@ def delete_obsolete(using: str) -> None:
 
 
 def _free_name(alias: str, lower: int, upper: int, format_name: str, using: str) -> str:
-    """Return a name that no row has; a file of that name is what a killed process left behind."""
+    """Return a file name that no row has; a killed process may have left a file of that name."""
     files = ArchivedSegment.objects.using(using).filter(storage=alias, lower=lower)
     taken = set(files.values_list("name", flat=True))
     for number in itertools.count(1):

@@ -160,7 +160,7 @@ class Discard(Verb):
 
 
 class _Progress:
-    """Writes how far a redrive is, once a second at most."""
+    """Writes the progress of a redrive, at most once a second."""
 
     def __init__(self, printer: Printer) -> None:
         self.printer = printer
