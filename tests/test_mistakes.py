@@ -179,6 +179,12 @@ MISTAKES = [
         2,
     ),
     Mistake(
+        "a misspelt verb",
+        ("no verb 'grups'", "Did you mean 'groups'"),
+        ("outbox", "grups"),
+        2,
+    ),
+    Mistake(
         "a misspelt channel to tail",
         ("'ordrs'", "Did you mean 'orders'"),
         ("outbox", "tail", "ordrs"),

@@ -59,10 +59,15 @@ def test_a_value_of_the_wrong_type_is_refused(event, field, value, publish):
     assert not Message.objects.exists()
 
 
-def test_the_event_of_a_batch_is_named():
-    """The error's note says which one it is."""
+class Sold(outbox.Event, channel="bought"):
+    order_id: int
+
+
+@pytest.mark.parametrize("first", [Bought(order_id=1), Sold(order_id=1)])
+def test_the_event_of_a_batch_is_named(first):
+    """The error's note says which one it is, in a batch of one class and of several."""
     with pytest.raises(InvalidField) as caught:
-        outbox.publish_many([Bought(order_id=1), Bought(order_id="2")])
+        outbox.publish_many([first, Bought(order_id="2")])
 
     assert caught.value.__notes__ == ["It is about batch[1]."]
     assert isinstance(caught.value, InvalidEvent)
