@@ -109,9 +109,9 @@ def test_a_claim_says_where_its_batch_ends(group):
     positions = publish(*("x" * 30_000 for _ in range(5)))
     with transaction.atomic():
         claim, rows = Claims("default").claim([group], 500)
-        ended = claim.until, [row[0] for row in rows]
+        ended = claim.limit, [row[0] for row in rows]
     with transaction.atomic():
         claim, rows = Claims("default").claim([group], 500, most_bytes=10**9)
 
     assert ended == (positions[2], positions[:3])
-    assert (claim.until, len(rows)) == (positions[-1], 5)
+    assert (claim.limit, len(rows)) == (positions[-1], 5)

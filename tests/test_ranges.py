@@ -429,8 +429,8 @@ def test_no_search_for_pending_messages_is_long(keys):
     while searching.get().position < last:
         with transaction.atomic():
             claim, _ = Claims("default").claim([groups.get("billing")], 1, end_position=last)
-            outcomes.write(outcomes.Outcome(claim, claim.until), "default")
-        ends.append(claim.until)
+            outcomes.write(outcomes.Outcome(claim, claim.limit), "default")
+        ends.append(claim.limit)
     searching.update(position=0, generation=F("generation") + 1)
     exhaust(worker("billing"))
 
