@@ -170,7 +170,7 @@ def _claimer(group: outbox.ConsumerGroup) -> Callable[[], float]:
             claims.advance_idle()
             found = claims.claim([group], 1)
             spent = time.perf_counter() - began
-            assert found is not None and found[0].until == horizon
+            assert found is not None and found[0].limit == horizon
             outcomes.write(outcomes.Outcome(found[0], horizon, processed=HOT), "default")
         return spent
 
