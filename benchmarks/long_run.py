@@ -187,7 +187,11 @@ class LongRun:
             ["dead rows in the log at most", str(max(self.most_dead, dead_rows())), "0"],
             ["publishers and workers that failed", f"{len(failed)} {' '.join(failed)}", "0"],
             ["messages not handled by a group", str(lost), "0"],
-            ["messages handled more than once", str(len(GROUPS) * self.messages - lost - once), "0"],
+            [
+                "messages handled more than once",
+                str(len(GROUPS) * self.messages - lost - once),
+                "0",
+            ],
             ["p99 of a publisher besides", f"{1000 * besides:.1f} ms", ""],
             ["longest publish", f"{1000 * max(each for _, each in times):.1f} ms", ""],
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 import uuid
@@ -19,13 +18,63 @@ from outbox.retention import maintenance, segments
 from outbox.testing import drain
 from tests.retention.conftest import empty_log, run
 from tests.retention.test_maintenance import publish
+from tests.support.notices import Notices
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-STRAYS = int(os.environ.get("OUTBOX_TEST_STRAYS", "200000"))
+IS_LONG = os.environ.get("OUTBOX_TEST_LONG") == "1"
+STRAYS = 10_000_000 if IS_LONG else 200_000
 """Messages in the default segment."""
-KEPT = int(os.environ.get("OUTBOX_TEST_COMPACTED", "20000"))
+COMPACTED = 1_000_000 if IS_LONG else 20_000
 """Messages in the segment that is compacted; one in ten is kept."""
+
+
+class Publisher:
+    """Publishes one message after the other on a session of its own, inside the with statement.
+
+    A lock that it waited a second for would end it.
+    """
+
+    def __init__(self, session):
+        self.cursor, self.times, self.stop = session.cursor(), [], threading.Event()
+        self.cursor.execute("SET lock_timeout = '1s'")
+        self.thread = threading.Thread(target=self.publish)
+
+    def publish(self):
+        while not self.stop.is_set():
+            began = time.monotonic()
+            self.cursor.execute(
+                "INSERT INTO outbox_message (channel, type, payload) VALUES ('a', 'b', '{}')"
+            )
+            self.times.append(time.monotonic() - began)
+
+    def goes_on(self):
+        """Tell whether it publishes another message."""
+        seen = len(self.times)
+        wait_until(lambda: len(self.times) > seen or not self.thread.is_alive())
+        return len(self.times) > seen
+
+    def __enter__(self):
+        self.thread.start()
+        wait_until(lambda: self.times or not self.thread.is_alive())
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join(60)
+
+    def __str__(self):
+        times = [1000 * each for each in sorted(self.times)]
+        p99 = times[int(0.99 * len(times))]
+        return f"{len(times)} published, p99 {p99:.1f} ms, longest {times[-1]:.0f} ms"
+
+
+def timed(function, *arguments):
+    """Call a function; print how long it took; return what it returned."""
+    began = time.monotonic()
+    result = function(*arguments)
+    print(f"{function.__name__} {time.monotonic() - began:.1f} s")
+    return result
 
 
 def test_the_end_of_the_last_segment_is_nothing_special(small_log, declare_group):
@@ -55,46 +104,16 @@ def test_a_full_default_segment_keeps_no_publisher_waiting(small_log, connect):
     """
     run("SELECT setval('outbox_message_position_seq', 1000)")
     publish(STRAYS)
-    session, stop, published = connect().cursor(), threading.Event(), []
-    session.execute("SET lock_timeout = '1s'")
+    with Publisher(connect()) as publisher:
+        timed(call_command, "outbox", "segments", "--ahead", "2")
+        done = timed(maintenance.maintain, "default")
+        is_alive = publisher.goes_on()
+    print(publisher)
 
-    def keep_publishing():
-        while not stop.is_set():
-            session.execute(
-                "INSERT INTO outbox_message (channel, type, payload) VALUES ('a', 'b', '{}')"
-            )
-            published.append(time.monotonic())
-
-    publisher = threading.Thread(target=keep_publishing)
-    publisher.start()
-    try:
-        wait_until(lambda: published)
-        call_command("outbox", "segments", "--ahead", "2")
-        done = maintenance.maintain("default")
-        seen = len(published)
-        wait_until(lambda: len(published) > seen or not publisher.is_alive())
-    finally:
-        stop.set()
-        publisher.join(60)
-
-    assert seen < len(published)
+    assert is_alive
     assert done.dropped == []
     assert not segments.default_has_rows()
-    assert Message.objects.count() == STRAYS + len(published)
-
-
-class Notices:
-    """What the server says on a session; psycopg2 would keep the last fifty in a list."""
-
-    def __init__(self, session):
-        self.texts = []
-        if hasattr(session, "add_notice_handler"):
-            session.add_notice_handler(lambda notice: self.append(notice.message_primary))
-        else:
-            session.notices = self
-
-    def append(self, text):
-        self.texts.append(text)
+    assert Message.objects.count() == STRAYS + len(publisher.times)
 
 
 def test_attaching_a_segment_never_scans_the_default_one(small_log, connect):
@@ -114,17 +133,20 @@ def test_attaching_a_segment_never_scans_the_default_one(small_log, connect):
 
 
 def test_compaction_keeps_messages_byte_by_byte_and_groups_replay_exactly_those(
-    small_log, settings, declare_group
+    small_log, settings, declare_group, connect
 ):
-    """Of a large segment one message in ten is kept; a replay sees what is left, in order."""
-    empty_log(size=KEPT + 1, count=3)
+    """Of a large segment one message in ten is kept; a replay sees what is left, in order.
+
+    A publisher goes on meanwhile.
+    """
+    empty_log(size=COMPACTED + 1, count=3)
     settings.OUTBOX = {"CHANNELS": {"goods": {"keep": "1 day"}}}
     run(
         "INSERT INTO outbox_message (channel, key, type, payload, headers, created_at) "
         "SELECT CASE WHEN n %% 10 = 0 THEN 'ledgers' ELSE 'goods' END, 'key-' || n %% 7, 'Made', "
         "jsonb_build_object('n', n, 'text', repeat(n::text, n %% 50)), jsonb_build_object('h', n), "
         "clock_timestamp() - interval '2 days' FROM generate_series(1, %s) AS n",
-        KEPT,
+        COMPACTED,
     )
     publish(5, "other")
     group = declare_group("ledger", "ledgers")
@@ -137,14 +159,18 @@ def test_compaction_keeps_messages_byte_by_byte_and_groups_replay_exactly_those(
     kept = "SELECT count(*), md5(string_agg(m::text, '|' ORDER BY position)) FROM outbox_message AS m WHERE channel = 'ledgers'"
     before = run(kept)
 
-    done = maintenance.maintain("default")
+    with Publisher(connect()) as publisher:
+        done = timed(maintenance.maintain, "default")
+        is_alive = publisher.goes_on()
+    print(publisher)
     replay.reset("ledger", position=0)
-    drain(group)
+    timed(drain, group)
 
+    assert is_alive
     assert done.compacted == ["outbox_message_1"]
     assert run(kept) == before
     assert handled == first
-    assert len(first) == KEPT // 10
+    assert len(first) == COMPACTED // 10
     assert not Message.objects.filter(channel="goods").exists()
 
 
@@ -199,57 +225,3 @@ def test_after_an_erasure_no_file_of_the_server_holds_the_values(
     assert Message.objects.filter(key="17", payload=None).count() == 3
     assert Message.objects.get(key="18").payload == {"address": "another"}
     assert ArchivedSegment.objects.count() == 0
-
-
-PLAN_NODE = re.compile(r"(?:Scan|Scan Backward)\b.*? on (outbox_message_\w+)(?: \S+)?  \((.*)")
-
-
-def test_runtime_statements_read_few_of_many_segments(small_log, declare_group, connect):
-    """The server's plans of publishing, claiming and advancing name few of 40 segments.
-
-    What operators ask of the whole log (its ends, the last messages) steps into each segment once,
-    under a limit. A segment that a plan names and never executes was pruned at run time.
-    """
-    empty_log(count=40)
-    group = declare_group("reader", "goods")
-    group.handler("Made")(lambda event, message: None)
-    publish(3850)
-    drain(group)
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-        if not cursor.fetchone()[0]:
-            pytest.skip("auto_explain needs a superuser")
-        for line in (
-            "LOAD 'auto_explain'",
-            "SET auto_explain.log_min_duration = 0",
-            "SET auto_explain.log_nested_statements = on",
-            "SET auto_explain.log_analyze = on",
-            "SET auto_explain.log_level = notice",
-        ):
-            cursor.execute(line)
-    plans = Notices(connection.connection).texts
-    try:
-        with transaction.atomic():
-            outbox.publish_raw("goods", "Made", {}, key="1")
-        drain(group)
-        of_workers = len(plans)
-        with transaction.atomic():
-            replay.reset("reader", shift_by=-5)
-        call_command("outbox", "groups")
-        call_command("outbox", "describe", "reader")
-        call_command("outbox", "tail", "goods", "--lines", "5")
-    finally:
-        connection.close()
-
-    assert any("outbox_claim" in plan for plan in plans[:of_workers])
-    # Once, when it starts, a worker compares the end of the log with the sequence.
-    of_each_batch = [plan for plan in plans[:of_workers] if "SELECT max(position)" not in plan]
-    assert [plan for plan in of_each_batch if segments_read(plan) > 3] == []
-    wide = [plan for plan in plans[of_workers:] if segments_read(plan) > 3]
-    assert [plan for plan in wide if "->  Limit" not in plan and "\nLimit" not in plan] == []
-
-
-def segments_read(plan):
-    """How many segments a plan read, one that it never executed left out."""
-    found = PLAN_NODE.finditer(plan)
-    return len({match[1] for match in found if "never executed" not in match[2]})
