@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 import outbox
 from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
 from outbox.operations import audit, pauses, redrives
+from outbox.testing import isolated_groups
 from tests.support.harness import backend, execute, insert
 from tests.support.processes import wait_until
 from tests.support.publishing import publish
@@ -366,7 +367,9 @@ def test_skip_and_forget(script, ann):
     ann.confirm(do("skip", f"?position={bad}"))
     made.drain()
     assert made.effects() == [good]
-    ann.confirm(do("forget"))
+    assert "is declared in trouble" in ann.confirm(do("forget"), code=400)
+    with isolated_groups(empty=True):
+        ann.confirm(do("forget"))
     assert not Cursor.objects.filter(group="scripted").exists()
 
 

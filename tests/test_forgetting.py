@@ -1,6 +1,7 @@
 """Groups and channels that left the code: shown, waited for by nobody, and forgotten."""
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import transaction
 
 import outbox
@@ -98,12 +99,39 @@ def test_one_channel_is_forgotten_with_its_parked_messages(former):
 
 def test_a_forgotten_group_is_unknown(former):
     """Nothing is left of it, once the code does not declare it."""
-    forget("former")
-    with isolated_groups(empty=True), pytest.raises(UnknownGroup):
+    with isolated_groups(empty=True):
         forget("former")
+        with pytest.raises(UnknownGroup):
+            forget("former")
 
     assert not Cursor.objects.exists()
     assert not ParkedMessage.objects.exists()
+
+
+def test_a_declared_group_is_forgotten_by_force_only(former, capsys):
+    """The refusal names the channel; the dry run says the same."""
+    with pytest.raises(CommandError, match="is declared in kept.*--force"):
+        call_command("outbox", "forget", "former", "--execute")
+    assert Cursor.objects.count() == 2
+    call_command("outbox", "forget", "former")
+    assert "Else --execute needs --force." in capsys.readouterr().err
+
+    call_command("outbox", "forget", "former", "--execute", "--force")
+
+    assert not Cursor.objects.exists()
+
+
+def test_a_group_that_a_worker_serves_is_forgotten_by_force_only(former, connect):
+    """A worker of another release: the refusal names its host and process."""
+    session = connect()
+    session.cursor().execute("SET application_name = 'outbox:billing,former box-4711'")
+    with isolated_groups(empty=True):
+        with pytest.raises(InvalidGroup, match=r"has a worker \(box-4711\).*--force"):
+            forget("former")
+        assert Cursor.objects.count() == 2
+        forget("former", force=True)
+
+    assert not Cursor.objects.exists()
 
 
 def test_a_channel_without_a_cursor_cannot_be_forgotten(former):

@@ -175,7 +175,7 @@ class Operators:
         return f"{done}"
 
     def forget(self, _: str) -> str:
-        return f"{forgetting.forget('spare', execute=True, reason='rack')}"
+        return f"{forgetting.forget('spare', force=True, reason='rack')}"
 
     def command(self, name: str) -> str:
         """Use the command line."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ... import groups
 from ...operations import forgetting
 from .printer import Printer
 from .verb import Verb
@@ -21,6 +20,9 @@ class Forget(Verb):
         parser.add_argument("group", metavar="GROUP")
         parser.add_argument("--channel", metavar="C", help="only this channel")
         parser.add_argument("--execute", action="store_true", help="delete them")
+        parser.add_argument(
+            "--force", action="store_true", help="also while code declares it or a worker serves it"
+        )
         parser.add_argument("--reason", default="", help="stored in the action log")
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
@@ -30,6 +32,7 @@ class Forget(Verb):
             channel=options["channel"],
             reason=options["reason"],
             execute=options["execute"],
+            force=options["force"],
             using=options["database"],
         )
         if printer.as_json:
@@ -37,16 +40,8 @@ class Forget(Verb):
         else:
             rows = [[each.channel, each.ranges, each.position, each.parked] for each in found]
             printer.table("<CHANNEL RANGES POSITION PARKED", rows)
-        declared = {
-            channel
-            for group in groups.all_groups()
-            if group.name == options["group"]
-            for channel in group.channels
-        }
-        if again := sorted(declared & {each.channel for each in found}):
-            printer.note(
-                f"The code still declares the group in {', '.join(again)}: its next worker creates "
-                "the cursors again, at the start that the group declares."
-            )
+        channels = [each.channel for each in found]
+        if why := forgetting.in_use(options["group"], channels, options["database"]):
+            printer.note(why if options["execute"] else f"{why} Else --execute needs --force.")
         if not options["execute"]:
             printer.note("A dry run: nothing was changed. Add --execute to do it.")
