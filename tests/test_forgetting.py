@@ -110,7 +110,7 @@ def test_a_forgotten_group_is_unknown(former):
 
 def test_a_declared_group_is_forgotten_by_force_only(former, capsys):
     """The refusal names the channel; the dry run says the same."""
-    with pytest.raises(CommandError, match="is declared in kept.*--force"):
+    with pytest.raises(CommandError, match=r"is declared in kept.*--force"):
         call_command("outbox", "forget", "former", "--execute")
     assert Cursor.objects.count() == 2
     call_command("outbox", "forget", "former")

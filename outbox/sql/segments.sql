@@ -160,3 +160,11 @@ SELECT COALESCE((
     ORDER BY position
     LIMIT 1
 ), 0)::float8
+
+-- name: sample_log
+-- Reads a part of the blocks of each segment, chosen at random: channel, age in seconds, bytes.
+SELECT
+    channel,
+    extract(epoch FROM clock_timestamp() - created_at)::float8,
+    pg_column_size(payload) + pg_column_size(headers) + 150
+FROM outbox_message TABLESAMPLE SYSTEM (%(percent)s)

@@ -178,7 +178,7 @@ def test_a_rule_that_is_none_is_refused(settings, rule):
 
 
 def test_segments_tells_rules_and_growth(small_log, settings, capsys):
-    """The verb maintains, lists, and says when a disk allowance is used up."""
+    """The verb maintains, lists, and says when the log reaches a disk allowance."""
     settings.OUTBOX = {"KEEP": "1 day"}
     publish(150, days=2)
 
@@ -188,7 +188,7 @@ def test_segments_tells_rules_and_growth(small_log, settings, capsys):
     assert "outbox_message_100" in out
     assert "outbox_message_1 " not in out
     assert "dropped: outbox_message_1" in err
-    assert "the budget lasts" in err
+    assert "the rules remove as much as is published" in err
 
 
 def test_erase_and_restore_are_dry_runs_without_execute(small_log, settings, capsys):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 from typing import Any
+
+from django.utils import timezone
 
 from ...conf import settings
 from ...retention import capacity, maintenance, readers, rules, segments
 from .printer import Printer
 from .verb import Verb, positive
+
+DAYS_SHOWN = 3650
+"""A forecast beyond so many days is not worth a date."""
 
 
 class Segments(Verb):
@@ -27,7 +33,7 @@ class Segments(Verb):
             help="create segments ahead, and remove what the rules allow",
         )
         parser.add_argument(
-            "--budget", type=size, metavar="SIZE", help="say when the log takes so much, as 50GB"
+            "--budget", type=size, metavar="SIZE", help="say when the log reaches it, such as 50GB"
         )
 
     def run(self, printer: Printer, options: dict[str, Any]) -> None:
@@ -41,8 +47,9 @@ class Segments(Verb):
             done = maintenance.maintain(using, ahead=options["ahead"] or maintenance.AHEAD)
             _narrate(done, printer)
         found = segments.list_segments(using)
+        forecast = capacity.capacity(using)
         if printer.as_json:
-            return printer.json({"segments": found, "done": done} if done else found)
+            return printer.json(_document(found, done, forecast, options["budget"]))
         printer.table(
             "<SEGMENT FROM TO ROWS BYTES <USE",
             [
@@ -57,8 +64,8 @@ class Segments(Verb):
                 for each in found
             ],
         )
+        _show_capacity(printer, forecast, options["budget"])
         self._rules(printer, using)
-        self._capacity(printer, options["budget"], using)
 
     def _rules(self, printer: Printer, using: str) -> None:
         chosen = rules.current()
@@ -72,13 +79,63 @@ class Segments(Verb):
         if alias := settings().archive:
             printer.note(f"Messages are archived in storage {alias!r} before they are removed.")
 
-    def _capacity(self, printer: Printer, budget: int | None, using: str) -> None:
-        now = capacity.capacity(using)
-        text = f"{now.bytes / 1e6:,.1f} MB, growing by {now.bytes_per_day / 1e6:,.1f} MB a day"
-        if budget is not None:
-            days = now.days_until(budget)
-            text += "; the budget lasts " + ("forever" if days is None else f"{days:,.0f} days")
-        printer.note(f"The log takes {text}.")
+
+def _document(
+    found: list[segments.Segment],
+    done: maintenance.Done | None,
+    forecast: capacity.Capacity,
+    budget: int | None,
+) -> Any:
+    """Return the segments alone, unless more was asked for."""
+    document: dict[str, Any] = {"segments": found}
+    if done is not None:
+        document["done"] = done
+    if budget is not None:
+        document["capacity"] = forecast
+        document["days"] = None if forecast.is_young else forecast.days_until(budget)
+    return document if len(document) > 1 else found
+
+
+def _show_capacity(printer: Printer, now: capacity.Capacity, budget: int | None) -> None:
+    if now.channels:
+        printer.line()
+        printer.table(
+            "<CHANNEL <KEEP MESSAGES MB MB/DAY REMOVABLE-MB",
+            [
+                [
+                    each.channel,
+                    each.rule,
+                    each.messages,
+                    _megabytes(each.bytes),
+                    None if now.is_young else _megabytes(each.bytes_per_day),
+                    None if each.removable is None else _megabytes(each.removable),
+                ]
+                for each in now.channels
+            ],
+        )
+    printer.note(f"The log takes {_megabytes(now.bytes)} MB; channels are estimated by a sample.")
+    if not now.is_young:
+        printer.note(f"{_megabytes(now.bytes_per_day)} MB are published in a day.")
+    if budget is not None:
+        printer.note(_forecast(now, budget))
+
+
+def _forecast(now: capacity.Capacity, budget: int) -> str:
+    if now.bytes >= budget:
+        return f"It is {_megabytes(now.bytes - budget)} MB over the budget."
+    if now.is_young:
+        return "Its first message is less than an hour old: too young for a forecast."
+    days = now.days_until(budget)
+    if days is None:
+        return "At this rate it stays below the budget: the rules remove as much as is published."
+    if days > DAYS_SHOWN:
+        return f"At this rate the budget lasts for more than {DAYS_SHOWN:,} days."
+    day = timezone.now() + datetime.timedelta(days=days)
+    return f"At this rate it reaches the budget in {days:,.1f} days, on {day:%Y-%m-%d}."
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f}"
 
 
 def size(text: str) -> int:
