@@ -282,7 +282,9 @@ def _range_of_default(lowest: int, highest: int, using: str) -> tuple[int, int]:
         return lower, min(above)
     size = next_size(present)
     head = message_log.last_position(using)
-    return lower, (head // size + 3) * size
+    # Room for as many messages as are scanned: a publisher that meets the end of it would fail.
+    room = max(2 * size, highest - lowest)
+    return lower, ((head + room) // size + 1) * size
 
 
 def next_size(present: list[Segment]) -> int:

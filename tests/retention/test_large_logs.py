@@ -97,6 +97,17 @@ def test_the_end_of_the_last_segment_is_nothing_special(small_log, declare_group
     assert handled == list(range(last - 19, last + 181))
 
 
+def test_the_promised_range_has_room_for_what_is_published_during_the_scan(small_log):
+    """As many positions are free behind the head as are scanned, however small segments are."""
+    publish(5_000)
+
+    maintenance.maintain("default")
+
+    promoted = next(each for each in segments.list_segments() if each.name == "outbox_message_400")
+    assert promoted.upper > 5_000 + 4_600
+
+
+@pytest.mark.timeout(1800 if IS_LONG else 300)
 def test_a_full_default_segment_keeps_no_publisher_waiting(small_log, connect):
     """Segments are added and strays moved while a publisher goes on; its lock time-out never fires.
 
