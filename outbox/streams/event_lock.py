@@ -7,16 +7,17 @@ raised and `upgrade()` reads the stored ones.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from .. import events
 from ..exceptions import InvalidLockFile
+from .event_schemas import schema_of
 
 FORMAT = 1
+NUMBERS = ("integer", "number")
 Lock = dict[str, dict[str, Any]]
 """"channel/type" -> version, key, and schema."""
 
@@ -31,7 +32,7 @@ def current() -> Lock:
             "version": contract.version,
             "key": key_of(contract),
             "was": list(contract.was),
-            "schema": msgspec.json.schema(event_type),
+            "schema": schema_of(event_type),
         }
     return lock
 
@@ -39,7 +40,8 @@ def current() -> Lock:
 def write(path: Path) -> int:
     """Write the lock file; return how many types it holds."""
     lock = current()
-    text = json.dumps({"format": FORMAT, "events": lock}, indent=2, sort_keys=True)
+    content = {"format": FORMAT, "checksum": _checksum(lock), "events": lock}
+    text = json.dumps(content, indent=2, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
     return len(lock)
 
@@ -54,9 +56,15 @@ def read(path: Path) -> Lock:
         for entry in lock.values():
             if set(entry) != {"version", "key", "was", "schema"}:
                 raise InvalidLockFile(path=path, reason="an entry has other fields")
+        if content["checksum"] != _checksum(lock):
+            raise InvalidLockFile(path=path, reason="it was edited by hand, or by a merge")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidLockFile(path=path, reason=f"{type(error).__name__}: {error}") from error
     return lock
+
+
+def _checksum(lock: Lock) -> str:
+    return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
 
 
 def check(lock: Lock) -> list[str]:
@@ -137,6 +145,8 @@ def _incompatible(
         return []
     if old.get("type") == "object" == new.get("type") and "properties" in new:
         return _incompatible_fields(old, new, compared, path)
+    if old.get("type") == "object" == new.get("type"):
+        return _incompatible_values(old, new, compared, path)
     if old.get("type") == "array" == new.get("type"):
         return _incompatible_items(old, new, compared, path)
     if _is_wider(old, new):
@@ -164,6 +174,23 @@ def _incompatible_fields(
     return sorted(reasons)
 
 
+def _incompatible_values(
+    old: dict[str, Any], new: dict[str, Any], compared: _Compared, path: str
+) -> list[str]:
+    """Compare objects with free names."""
+    if old.get("properties") or any(
+        old.get(limit) != new[limit] for limit in ("minProperties", "maxProperties") if limit in new
+    ):
+        return [f"{path.lstrip('.')} takes fewer objects than before: keep its type and limits."]
+    before, after = old.get("additionalProperties"), new.get("additionalProperties")
+    return _incompatible(
+        before if isinstance(before, dict) else {},
+        after if isinstance(after, dict) else {},
+        compared,
+        f"{path}{{}}",
+    )
+
+
 def _incompatible_items(
     old: dict[str, Any], new: dict[str, Any], compared: _Compared, path: str
 ) -> list[str]:
@@ -179,18 +206,24 @@ def _incompatible_items(
 
 
 def _is_wider(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether a plain schema takes all that another one takes."""
+    """Tell whether a plain schema takes all that another one takes."""
     described = ("title", "description", "default", "examples")
     before = {name: value for name, value in old.items() if name not in described}
     after = {name: value for name, value in new.items() if name not in described}
-    if "enum" in after:
-        return set(map(str, before.get("enum", [object()]))) <= set(map(str, after["enum"]))
     if "enum" in before:
-        before.pop("enum")
-        before.setdefault("type", after.get("type"))
+        values = [json.dumps(each) for each in before["enum"]]
+        if "enum" in after:
+            return set(values) <= {json.dumps(each) for each in after["enum"]}
+        return all(_is_wider({"type": _type_of(each)}, new) for each in before["enum"])
+    if after == {"type": "string", "format": "decimal"} and before.get("type") in NUMBERS:
+        return True
     if before.get("type") == "integer" and after.get("type") == "number":
         before["type"] = "number"
     return all(before.get(name) == value for name, value in after.items())
+
+
+def _type_of(value: Any) -> str:
+    return {str: "string", bool: "boolean", int: "integer", type(None): "null"}[type(value)]
 
 
 def _resolved(schema: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from django.db import OperationalError
 from .. import database, message_log
 from ..conf import log_alias
 from ..encoding import Key
-from ..exceptions import StreamConflict
+from ..exceptions import InvalidStream, StreamConflict
 from ..publisher import writable_alias
 from ..sql import one_row, scalar
 from .stream import stream
@@ -29,6 +29,8 @@ def guard(*streams: tuple[str, Key], using: str | None = None) -> Iterator[Mappi
     another guard is a StreamConflict as well. Raises TransactionRequired outside `atomic()`.
     """
     alias = writable_alias(using)
+    if not streams:
+        raise InvalidStream("guard() names no stream: give pairs of channel and key.")
     found = [stream(channel, key, using=log_alias(alias)) for channel, key in streams]
     looks = {
         (each.channel, each.key): one_row("guard_stream", alias, channel=each.channel, key=each.key)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import re
+import uuid
+from datetime import UTC
 from decimal import Decimal
+from typing import Literal
 
 import msgspec
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 import outbox
 import outbox.testing
 from outbox import events
+from outbox.exceptions import InvalidLockFile
 from outbox.messages import Message, decode
 from outbox.streams import event_lock
 
@@ -142,7 +146,77 @@ KINDS = {
     list[int]: st.lists(st.integers(0, 9), max_size=2),
     list[str]: st.lists(st.text(max_size=2), max_size=2),
     dict[str, int]: st.dictionaries(st.text(max_size=2), st.integers(0, 9), max_size=2),
+    datetime.datetime: st.datetimes(),
+    datetime.time: st.times(),
+    datetime.timedelta: st.timedeltas(),
+    Literal["a", "b"]: st.sampled_from(["a", "b"]),
 }
+SAMPLES = {
+    int: [0, -5, 2**60, -(2**63)],
+    float: [0.5, 2.0, -1e300, 1e20],
+    str: ["", "x", "12", "2020-01-01"],
+    bool: [True, False],
+    Decimal: [Decimal("1.50"), Decimal("-3"), Decimal("1E+3")],
+    bytes: [b"", b"xyz"],
+    uuid.UUID: [uuid.UUID(int=5)],
+    datetime.date: [datetime.date(2020, 1, 1)],
+    datetime.datetime: [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, tzinfo=UTC)],
+    datetime.time: [datetime.time(1, 2)],
+    datetime.timedelta: [datetime.timedelta(1)],
+    int | None: [None, 3],
+    str | None: [None, "x"],
+    float | None: [None, 0.5],
+    int | str: [1, "x"],
+    datetime.datetime | None: [None, datetime.datetime(2020, 1, 1)],
+    list[int]: [[], [1]],
+    list[str]: [[], ["a"]],
+    list[float]: [[], [0.5]],
+    list[datetime.datetime]: [[], [datetime.datetime(2020, 1, 1)]],
+    tuple[int, ...]: [(), (1,)],
+    dict[str, int]: [{}, {"a": 1}],
+    dict[str, float]: [{}, {"a": 1.5}],
+    dict[str, datetime.date]: [{}, {"a": datetime.date(2020, 1, 1)}],
+    Literal["a", "b"]: ["a", "b"],
+    Literal["a", "b", "c"]: ["a", "b", "c"],
+    Literal[1, 2]: [1, 2],
+}
+"""Payloads of each type, among them one that each incompatible type cannot read."""
+
+
+def decodes(stored, event_type):
+    """Whether the class reads a stored payload."""
+    try:
+        msgspec.json.decode(stored, type=event_type)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("old", SAMPLES, ids=str)
+def test_the_gate_passes_a_change_if_and_only_if_every_sample_decodes(registry, old):
+    """For each pair of types: what was stored by the old class, read by the new one."""
+    first = declare({"id": (int,), "field": (old,)})
+    lock = event_lock.current()
+    stored = [msgspec.json.encode(first(id=1, field=value)) for value in SAMPLES[old]]
+    wrong = []
+    for new in SAMPLES:
+        second = declare({"id": (int,), "field": (new,)})
+        passes = not event_lock.check(lock)
+        if passes != all(decodes(each, second) for each in stored):
+            wrong.append((new, "passes" if passes else "is refused"))
+
+    assert wrong == []
+
+
+def test_a_lock_file_that_was_edited_by_hand_is_refused(registry, tmp_path):
+    """Its checksum does not fit any more; the error says how to write it anew."""
+    file = tmp_path / "events.lock.json"
+    declare(BASE)
+    event_lock.write(file)
+    file.write_text(file.read_text().replace('"integer"', '"number"'))
+
+    with pytest.raises(InvalidLockFile, match="edited by hand"):
+        event_lock.read(file)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

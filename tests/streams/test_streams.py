@@ -444,3 +444,111 @@ def test_a_row_that_was_loaded_in_part_records_nothing():
 
     with pytest.raises(InvalidStream, match="without owner"), transaction.atomic():
         part.record(Deposited(account="17", amount=Decimal(1)))
+
+
+def test_an_event_without_a_key_in_a_stream_channel_is_refused():
+    """A class without key=, an event whose key is None, a raw message without one: nothing stored."""
+    from outbox import events
+
+    class Keyless(outbox.Event, channel="keyless", stream=True):
+        n: int
+
+    class MaybeKey(outbox.Event, channel="keyless", key="k"):
+        k: str | None
+
+    attempts = [
+        lambda: outbox.publish(Keyless(n=1)),
+        lambda: outbox.publish_many([Keyless(n=1)]),
+        lambda: outbox.publish(MaybeKey(k=None)),
+        lambda: outbox.publish_raw("keyless", "Raw", {}),
+    ]
+    try:
+        for attempt in attempts:
+            with pytest.raises(InvalidStream, match="no key"), transaction.atomic():
+                attempt()
+    finally:
+        for name in ("Keyless", "MaybeKey"):
+            events._registry.pop(("keyless", name))
+        events._stream_channels.discard("keyless")
+
+    assert not Message.objects.exists()
+
+
+def test_an_apply_that_raises_stores_nothing(monkeypatch):
+    """The instance is as it was before, whatever the method had changed; so is the stream."""
+    account = open_account()
+
+    def withdrawn(self, event):
+        self.balance = -1
+        raise ArithmeticError("no")
+
+    monkeypatch.setattr(Account, "withdrawn", withdrawn)
+    with transaction.atomic(), pytest.raises(ArithmeticError):
+        account.record(Withdrawn(account="17", amount=Decimal(1)))
+
+    assert (account.balance, account.version) == (10, 2)
+    assert outbox.stream("accounts", "17").version == 2
+    assert list(Account.verify()) == []
+
+
+def test_an_event_that_the_aggregate_does_not_apply_is_refused(monkeypatch):
+    """It names the decorator; nothing is stored."""
+    account = open_account()
+    monkeypatch.setattr(Account, "_appliers", {})
+
+    with pytest.raises(InvalidStream, match=r"@outbox\.applies"), transaction.atomic():
+        account.record(Deposited(account="17", amount=Decimal(1)))
+
+    assert outbox.stream("accounts", "17").version == 2
+
+
+@pytest.mark.parametrize(
+    ("streams", "text"),
+    [
+        ([("orders", "17")], "none of streams"),
+        ([("accounts", None)], "has a key"),
+        ([], "names no stream"),
+    ],
+)
+def test_a_guard_of_what_is_no_stream_is_refused(streams, text):
+    """A plain channel, no key, nothing at all."""
+    with transaction.atomic(), pytest.raises(InvalidStream, match=text), outbox.guard(*streams):
+        pass
+
+
+def test_a_guard_on_a_stream_that_nothing_was_read_of_holds_too():
+    """It stands at the version that the guard itself saw, 0 for one that does not exist yet."""
+    with pytest.raises(outbox.StreamConflict), transaction.atomic():  # noqa: SIM117
+        with outbox.guard(("accounts", "new")) as seen:
+            assert seen == {("accounts", "new"): 0}
+            race(lambda: deposit(account="new"))
+
+    assert outbox.stream("accounts", "new").version == 1
+
+
+def test_a_decision_inside_a_decision_is_refused():
+    """The inner one could not begin again; nothing of the outer one is stored."""
+    open_account()
+
+    def outer(account):
+        outbox.decide(Account, "17", lambda inner: [])
+        return [Deposited(account="17", amount=Decimal(1))]
+
+    with pytest.raises(InvalidStream, match="outside atomic"):
+        outbox.decide(Account, "17", outer)
+    assert outbox.stream("accounts", "17").version == 2
+
+
+def test_a_version_above_the_stream_and_a_time_before_it_conflict_or_are_refused():
+    """Nothing is stored; a time needs its zone."""
+    before = timezone.now()
+    open_account()
+
+    with pytest.raises(outbox.StreamConflict):
+        deposit(expected=2**63 - 1)
+    with pytest.raises(InvalidStream, match="versions 1 to 2"):
+        Account.as_of("17", time=before)
+    with pytest.raises(InvalidStream, match="time zone"):
+        Account.as_of("17", time=before.replace(tzinfo=None))
+    with pytest.raises(InvalidStream, match="versions 1 to 0"):
+        Account.as_of("nobody", version=1)
