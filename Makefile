@@ -9,6 +9,7 @@ VENV_DOCS := .venv-docs
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 CONTRACTS := tests/test_environment.py tests/contracts
 PER_DRIVER := $(CONTRACTS) tests/test_driver.py tests/test_outages.py tests/capture
+SHARED := -n 2 --dist worksteal
 PG_BINS := $(patsubst %/initdb,%,$(wildcard /usr/lib/postgresql/*/bin/initdb))
 
 CHECK_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")
@@ -19,7 +20,7 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-versions soak proof lint bench docs clean
+.PHONY: help demo test test-long test-matrix test-versions soak proof lint bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,16 +29,19 @@ demo: $(VENV)/installed ## run an example and check every result: flights, or AR
 	$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)
-	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(SHARED) $(ARGS)
+
+test-long: $(VENV)/installed ## run all tests with the long forms of their proofs, about an hour
+	OUTBOX_TEST_LONG=1 OUTBOX_TEST_DRIVER=psycopg2 $(VENV)/bin/python -m pytest $(SHARED) $(ARGS)
 
 test-matrix: $(VENV)/installed $(VENV_PSYCOPG3)/installed ## what depends on the driver with psycopg 3, and the contracts on the system's PostgreSQL
-	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest -n 2 --dist loadfile $(PER_DRIVER) $(ARGS)
+	env -u DATABASE_URL OUTBOX_TEST_DRIVER=psycopg $(VENV_PSYCOPG3)/bin/python -m pytest $(SHARED) $(PER_DRIVER) $(ARGS)
 	@set -e; for bin in $(PG_BINS); do \
 		version=$$(basename $$(dirname $$bin)); \
 		for pair in psycopg2:$(VENV) psycopg:$(VENV_PSYCOPG3); do \
 			echo "PostgreSQL $$version, $${pair%%:*}"; \
 			env -u DATABASE_URL OUTBOX_PG_BIN=$$bin OUTBOX_TEST_SERVER=$$version OUTBOX_TEST_DRIVER=$${pair%%:*} \
-				$${pair#*:}/bin/python -m pytest -n 2 --dist loadfile $(CONTRACTS) $(ARGS); \
+				$${pair#*:}/bin/python -m pytest $(SHARED) $(CONTRACTS) $(ARGS); \
 		done; \
 	done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -35,6 +36,10 @@ _of_the_apps: set[str] = set()
 
 
 def pytest_sessionstart() -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # so a shell starts a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _of_the_apps.update(group.name for group in groups.all_groups())
 
 

@@ -17,6 +17,7 @@ from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import redrives
 from outbox.worker import Worker
 from tests.shop.models import Effect, Order, OrderLine
+from tests.support.amounts import amount
 from tests.support.failing import account
 from tests.support.harness import waiting_for_locks
 from tests.support.processes import wait_until
@@ -24,7 +25,7 @@ from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-ROUNDS = int(os.environ.get("OUTBOX_TEST_ROUNDS", "40"))
+ROUNDS = amount(10, 400)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
-import os
 import random
 import threading
 from pathlib import Path
@@ -23,6 +22,7 @@ from outbox.operations import redrives, replay, status
 from outbox.operations import scaling as ranges
 from outbox.worker import Worker
 from tests.shop.models import Effect, Fault
+from tests.support.amounts import amount
 from tests.support.harness import due_now, exhaust, handled, stored, value, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_orders
@@ -30,7 +30,7 @@ from tests.support.publishing import publish_orders
 pytestmark = pytest.mark.django_db(transaction=True)
 
 FLIGHTS = Path(__file__).parent.parent / "examples/flights/data/flights-2013-01.csv.gz"
-LIVE_MESSAGES = int(os.environ.get("OUTBOX_TEST_FLIGHTS", "5000"))
+LIVE_MESSAGES = amount(1_500, 27_000)
 
 UNCOUNTED = """
     SELECT sum(

@@ -1,7 +1,6 @@
 """Moving groups to another position, on what happened to the flights of January 2013."""
 
 import json
-import os
 import random
 import threading
 from datetime import UTC, datetime, timedelta
@@ -24,13 +23,14 @@ from tests.shop import consumers
 from tests.shop.events import OrderPlaced, PaymentTaken
 from tests.shop.models import Effect, Fault, Order
 from tests.support import flight_log
+from tests.support.amounts import amount
 from tests.support.harness import Background, drain, execute, handled, insert, last_position
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 FLIGHTS = 500
-RESETS = int(os.environ.get("OUTBOX_TEST_RESETS", "20"))
+RESETS = amount(20, 200)
 
 
 def flight_group(name, parallelism):
@@ -399,9 +399,7 @@ def idle_locks(session):
 
 
 def test_resets_at_random_during_a_drain_leave_exact_effects(happened):
-    """Each range handles exactly what lies between its resets, in order, and nothing else.
-
-    OUTBOX_TEST_RESETS says how many resets (20 by default)."""
+    """Each range handles exactly what lies between its resets, in order, and nothing else."""
     generator = random.Random(6)
     positions = flight_log.publish(happened)
     group = replayed[4]

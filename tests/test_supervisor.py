@@ -14,6 +14,7 @@ from django.db import connection, transaction
 import outbox
 from outbox.models import Cursor, Message, ParkedMessage
 from tests.shop.models import Effect
+from tests.support.amounts import amount
 from tests.support.harness import handled, stored, value
 from tests.support.processes import MANAGE, manage, run_process, wait_until
 from tests.support.publishing import publish_order, publish_orders
@@ -24,8 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc"),
 ]
 
-KILLS = int(os.environ.get("OUTBOX_TEST_KILLS", "15"))
-STORM_MESSAGES = int(os.environ.get("OUTBOX_TEST_STORM", "4000"))
+KILLS = amount(8, 60)
+STORM_MESSAGES = amount(1_600, 20_000)
 
 
 def children(process):

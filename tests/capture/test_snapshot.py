@@ -2,7 +2,6 @@
 written meanwhile and however often the snapshot is interrupted."""
 
 import contextlib
-import os
 import random
 import threading
 
@@ -27,13 +26,14 @@ from tests.library.models import (
     Reader,
     Shelf,
 )
+from tests.support.amounts import amount
 from tests.support.captured import changes, operations, run_sql, stored
 from tests.support.harness import execute, waiting_for_locks
 from tests.support.processes import manage, start_process, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-ROWS = int(os.environ.get("OUTBOX_SNAPSHOT_ROWS", "20000"))
+ROWS = amount(5_000, 1_000_000)
 RUN = """
 import django; django.setup()
 from outbox.changes import snapshot

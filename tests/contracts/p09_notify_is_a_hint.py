@@ -21,13 +21,14 @@ from outbox.consuming.notifications import Wakeups
 from outbox.message_log import LogState
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
+from tests.support.amounts import amount
 from tests.support.harness import execute, insert, value
 from tests.support.processes import environment, wait_until
 from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-MESSAGES = 10_000
+MESSAGES = amount(2_000, 40_000)
 PUBLISHERS = 4
 LONG = 60.0
 """Seconds of the poll interval: a wake-up that is lost shows as a wait of that length."""

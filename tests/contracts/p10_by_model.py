@@ -8,7 +8,6 @@ each, and complete: handled + parked + skipped = published.
 from __future__ import annotations
 
 import itertools
-import os
 
 import pytest
 from django.db import connection
@@ -29,11 +28,12 @@ from outbox.operations import redrives
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.shop.models import Effect
+from tests.support.amounts import IS_LONG, amount
 from tests.support.failing import account
 from tests.support.publishing import publish
 
-EXAMPLES = int(os.environ.get("OUTBOX_TEST_EXAMPLES", "20"))
-PHASES = [Phase.generate] if EXAMPLES <= 20 else [Phase.generate, Phase.shrink]
+EXAMPLES = amount(10, 500)
+PHASES = [Phase.generate] if not IS_LONG else [Phase.generate, Phase.shrink]
 """Shrinking takes minutes: only when more examples than usual are asked for."""
 KEYS = ["a", "b", "c", None]
 GROUPS = {

@@ -1,13 +1,12 @@
 """The flights, relayed by processes that are killed at random, to servers that crash meanwhile.
 
-OUTBOX_TEST_RELAY_FLIGHTS and OUTBOX_TEST_RELAY_KILLS set the size (27004 and 20 for all of them);
-with `-s` the numbers of each destination are printed.
+The long form relays all 27,004 flights and kills 20 times; with `-s` the numbers of each destination
+are printed.
 """
 
 from __future__ import annotations
 
 import collections
-import os
 import random
 import subprocess
 import sys
@@ -18,13 +17,14 @@ from django.db import connection
 
 from outbox.models import Cursor, ParkedMessage
 from tests.support import flight_log
+from tests.support.amounts import amount
 from tests.support.harness import execute
 from tests.support.processes import ROOT, environment
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(900)]
 
-FLIGHTS = int(os.environ.get("OUTBOX_TEST_RELAY_FLIGHTS", "800"))
-KILLS = int(os.environ.get("OUTBOX_TEST_RELAY_KILLS", "3"))
+FLIGHTS = amount(200, 27_004)
+KILLS = amount(2, 20)
 
 
 def start(destination):

@@ -14,11 +14,12 @@ from outbox.models import ArchivedSegment
 from outbox.operations import erasures
 from outbox.retention import maintenance
 from tests.retention.conftest import empty_log, run
+from tests.support.amounts import amount
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-STRIDE = 1 if os.environ.get("OUTBOX_TEST_LONG") == "1" else 6
-"""Of so many steps one is tried; 1 tries all of them, in a few minutes."""
+STRIDE = amount(12, 1)
+"""Of so many steps one is tried; the long form tries all of them, in a few minutes."""
 VICTIM = "killed on purpose"
 _inherited = []
 """Sessions of the parent, which a child process must not close."""

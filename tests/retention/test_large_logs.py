@@ -18,14 +18,14 @@ from outbox.retention import maintenance, segments
 from outbox.testing import drain
 from tests.retention.conftest import empty_log, run
 from tests.retention.test_maintenance import publish
+from tests.support.amounts import amount
 from tests.support.notices import Notices
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
-IS_LONG = os.environ.get("OUTBOX_TEST_LONG") == "1"
-STRAYS = 10_000_000 if IS_LONG else 200_000
+STRAYS = amount(50_000, 10_000_000)
 """Messages in the default segment."""
-COMPACTED = 1_000_000 if IS_LONG else 20_000
+COMPACTED = amount(5_000, 1_000_000)
 """Messages in the segment that is compacted; one in ten is kept."""
 
 
@@ -107,7 +107,7 @@ def test_the_promised_range_has_room_for_what_is_published_during_the_scan(small
     assert promoted.upper > 5_000 + 4_600
 
 
-@pytest.mark.timeout(1800 if IS_LONG else 300)
+@pytest.mark.timeout(amount(300, 1800))
 def test_a_full_default_segment_keeps_no_publisher_waiting(small_log, connect):
     """Segments are added and strays moved while a publisher goes on; its lock time-out never fires.
 

@@ -1,11 +1,10 @@
 """Racers on streams: one history, whatever the interleaving; each check fails without its part.
 
-OUTBOX_TEST_ROUNDS sets the rounds (10000 takes a few minutes on an idle machine).
+The long form has 10,000 rounds, a few minutes on an idle machine.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from decimal import Decimal
 
@@ -16,10 +15,11 @@ import outbox
 from outbox.models import StreamMessage
 from outbox.streams import guards
 from tests.bank.models import Deposited, LimitSet
+from tests.support.amounts import amount
 from tests.support.processes import wait_until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
-ROUNDS = int(os.environ.get("OUTBOX_TEST_ROUNDS", "25"))
+ROUNDS = amount(15, 10_000)
 RACERS = 16
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from decimal import Decimal
@@ -12,10 +11,11 @@ from django.db import connections, transaction
 
 import outbox
 from tests.bank.models import Account, Deposited
+from tests.support.amounts import amount
 from tests.support.processes import manage, start_manage
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
-ROWS = int(os.environ.get("OUTBOX_TEST_AGGREGATES", "3000"))
+ROWS = amount(2_500, 100_000)
 """Aggregates; more than two thousand, since progress is told every thousand rows."""
 
 
