@@ -15,6 +15,7 @@ NAMES = (
     "parking",
     "snapshot",
     "scaling",
+    "sizes",
     "monitoring",
     "control_room",
     "pgpubsub",

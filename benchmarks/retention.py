@@ -27,9 +27,9 @@ def run(*, quick: bool) -> None:
 def _show_segments(turns: int) -> None:
     rates: dict[str, dict[int, float]] = {"consume": {}, "publish": {}}
     for count in (1, 500):
-        _segments(count, 1_000)
-        published = [harness.rate(200, _publish) for _ in range(turns)]
-        consumed = [_consume(2_000) for _ in range(max(3, turns // 5))]
+        make_segments(count, 1_000)
+        published = [harness.rate(200, publish) for _ in range(turns)]
+        consumed = [consume(2_000) for _ in range(max(3, turns // 5))]
         rates["publish"][count] = statistics.median(published)
         rates["consume"][count] = statistics.median(consumed)
     harness.show(
@@ -48,7 +48,7 @@ def _show_segments(turns: int) -> None:
     )
 
 
-def _segments(count: int, size: int) -> None:
+def make_segments(count: int, size: int) -> None:
     """Begin the log again with some segments of a size, and two large ones behind them."""
     for each in segments.list_segments():
         if each.lower is not None:
@@ -62,13 +62,15 @@ def _segments(count: int, size: int) -> None:
     harness.execute("SELECT setval('outbox_message_position_seq', %s)", [last])
 
 
-def _publish(count: int) -> None:
+def publish(count: int) -> None:
+    """Publish messages, one a transaction."""
     for event in orders(count):
         with transaction.atomic():
             outbox.publish(event)
 
 
-def _consume(count: int) -> float:
+def consume(count: int) -> float:
+    """Return the rate at which a new worker handles messages in batches."""
     with isolated_groups():
         group = outbox.ConsumerGroup(f"segments-{time.monotonic_ns()}", [CHANNEL], start="latest")
         group.batch_handler("OrderPlaced")(lambda events, messages: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import itertools
 import random
@@ -14,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from outbox import groups
-from outbox.consuming import cursors, outcomes
+from outbox.consuming import claims, cursors, outcomes
 from outbox.consuming.claims import Claims
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor
@@ -410,6 +411,31 @@ def test_an_idle_range_that_was_reset_is_looked_at_again(keys):
 
     assert known == 1
     assert handled("billing").count(first) == 2
+
+
+def test_a_range_of_the_queue_without_a_message_is_not_idle_up_to_a_newer_horizon(monkeypatch):
+    """It has none up to the old horizons; the same statement reads newer ones, and others come soon."""
+    monkeypatch.setattr(claims, "FEW", 0)
+    monkeypatch.setattr(claims, "SCAN_PART", 1e-9)
+    ranges.scale(groups.get("billing"), 4)
+    keys = [key_in(8192 * part, 8192 * part + 8191) for part in range(4)]
+    publish_orders(keys)
+    exhaust(one := worker("billing"))
+    second = Cursor.objects.get(group="billing", slot_from=8192)
+    Cursor.objects.filter(id=second.id).update(
+        last_served_at=F("last_served_at") + datetime.timedelta(1)
+    )
+    one.claims.idle.discard(second.id)
+    publish_orders(keys[2:3])
+    one.claims.drop_queue()
+    one.run_once()
+    queue = [each for waiting in one.claims._queue.values() for each, _ in waiting]
+    late = publish_orders(keys)
+    for _ in range(12):
+        one.run_once()
+
+    assert second.id in queue
+    assert set(late) <= set(handled("billing"))
 
 
 def test_no_search_for_pending_messages_is_long(keys):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -103,11 +103,12 @@ class Claims:
         """
         size = settings().batch_bytes if most_bytes is None else most_bytes
         began = time.monotonic()
-        if began >= self._drop_at:
+        if began >= self._drop_at and self._queue:
             self._queue.clear()
+            self._scan_at = 0.0  # else what was in it is not found before the next look at all
         is_scan = began >= self._scan_at or len(self.idle) <= FEW
         rows = self._ask(groups, most, size, end_position, is_scan)
-        found, news = None, False
+        found, news, without_messages = None, False, []
         for index, (*_, image, kind) in enumerate(rows):
             if kind == "state":
                 news = self._take_state(groups, _decode_state(image))
@@ -116,13 +117,13 @@ class Claims:
                     now = time.monotonic()
                     self._scan_at = now + (now - began) / SCAN_PART
             elif kind == "idle":
-                idle = _decode_idle(image)
-                self.idle.add(idle.range, idle.horizon)
+                without_messages.append(_decode_idle(image))
             elif kind == "claim":
                 messages = [row[:6] for row in rows[index:] if row[0] is not None]
                 found = cursors.decode_claim(image), messages
             elif kind == "queue":
                 self._fill_queue(groups, *_decode_queue(image))
+        self._note_idle(without_messages)
         if found is not None:
             self._keep_place(found[0])
         elif news:
@@ -134,6 +135,16 @@ class Claims:
         if len(self.idle) >= FEW:
             idle = IdleRange(claim.id, claim.generation, claim.channel, *claim.slots)
             self.idle.add(idle, claim.limit)
+
+    def _note_idle(self, without_messages: Iterable[_Idle]) -> None:
+        """Note ranges without a message, after the horizons that the same statement has read.
+
+        A range of the queue has none up to the horizons before these: it is looked at again.
+        """
+        for each in without_messages:
+            if each.horizon != self.state.horizons.get(each.range.channel):
+                self._scan_at = 0.0
+            self.idle.add(each.range, each.horizon)
 
     def advance_idle(self) -> None:
         """Move idle ranges that lag far behind to their horizons, in passing."""
