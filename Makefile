@@ -25,7 +25,7 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed ## run an example and check every result: flights, or ARGS="bank"
+demo: $(VENV)/installed ## run an example and check every result: flights (ARGS="--relay nats" ends in JetStream), or ARGS="bank"
 	$(VENV)/bin/python examples/demo.py $(ARGS)
 
 test: $(VENV)/installed ## run all tests, with psycopg2 (ARGS="-k horizon" chooses)

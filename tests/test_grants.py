@@ -16,6 +16,7 @@ from tests.support.harness import drain, handled
 pytestmark = pytest.mark.django_db(transaction=True)
 
 READ = "SELECT payload FROM outbox_message"
+ROUTED = "SELECT payload FROM outbox_event_router"
 PUBLISH = "SELECT outbox_publish_v1('orders', '1', 'OrderPlaced', '{\"order_id\": 1}', '{}')"
 PLAIN = "INSERT INTO outbox_message (channel, type, payload) VALUES ('orders', 'Raw', '{}')"
 CHOSEN = "INSERT INTO outbox_message (position, channel, type, payload) VALUES (1, 'a', 'b', '{}')"
@@ -31,11 +32,11 @@ RECORD = """INSERT INTO outbox_operator_action (actor, action, "group", details)
     VALUES ('a', 'b', 'c', '{}')"""
 MAY = {
     "publisher": {PUBLISH, PLAIN, HORIZON},
-    "consumer": {READ, MOVE, HORIZON},
-    "operator": {READ, MOVE, HORIZON, RECORD},
-    "reader": {READ, HORIZON},
+    "consumer": {READ, ROUTED, MOVE, HORIZON},
+    "operator": {READ, ROUTED, MOVE, HORIZON, RECORD},
+    "reader": {READ, ROUTED, HORIZON},
 }
-ALL = [READ, PUBLISH, PLAIN, CHOSEN, BACKDATED, MOVE, ERASE, HORIZON, ADVANCE, RECORD]
+ALL = [READ, ROUTED, PUBLISH, PLAIN, CHOSEN, BACKDATED, MOVE, ERASE, HORIZON, ADVANCE, RECORD]
 
 
 @pytest.fixture

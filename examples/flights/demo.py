@@ -2,7 +2,8 @@
 """Fly January 2013: publishers, workers, a crash and a replay side by side, every result checked.
 
 Uses the server of DATABASE_URL, or starts one that leaves no trace; either way in a database of
-its own, dropped at the end. Exits with 1 if anything was lost, doubled, out of order or wrong.
+its own, dropped at the end. Exits with 1 if anything was lost, doubled, out of order or wrong, with 2
+if what --relay needs is missing.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jetstream
 from flights.expected import expect
 from flights.timeline import CSV
 from screen import Screen
@@ -20,6 +22,9 @@ from demo_database import demo_database
 
 def main() -> int:
     options = arguments()
+    if options.relay and (lacks := jetstream.missing()):
+        print(lacks, file=sys.stderr)
+        return 2
     expected = expect(CSV, options.flights)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -43,6 +48,7 @@ def arguments() -> argparse.Namespace:
         ("rate", 400, "transactions per second before the rush"),
     ):
         parser.add_argument(f"--{name}", type=positive, default=default, help=meaning)
+    parser.add_argument("--relay", choices=["nats"], help="in the end, relay the flights there")
     return parser.parse_args()
 
 

@@ -1,5 +1,6 @@
 """The demo from its first line to its last: `Story.play` is the page to read first."""
 
+import itertools
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from flights.expected import Expected
 from flights.marks import Report, rate
 from flights.models import DelayTrace
 from flights.verify import GROUPS, check, wrong_flights
+from jetstream import JetStream
 from outbox.models import Message
 from outbox.operations.status import list_groups
+from outbox.worker import Worker
 from screen import Screen, result_table
 
 TICK = 0.5  # seconds between two looks at the database
@@ -133,7 +136,26 @@ class Story:
         reports = [check(group, self.expected, rush) for group in GROUPS]
         padding = 1 if self.screen.console.width >= 100 else 0
         self.screen.print("", result_table(reports, padding), self.notes(times, rush))
-        return self.conclude(reports, wrong_flights(self.expected))
+        code = self.conclude(reports, wrong_flights(self.expected))
+        return self.relay() or code if self.options.relay else code
+
+    def relay(self) -> int:
+        """Send all flights to JetStream and compare what is there; return the exit code."""
+        published = Message.objects.filter(channel="flights").order_by("position")
+        wanted = list(published.values_list("position", flat=True))
+        with JetStream() as server:
+            began = time.monotonic()
+            Worker([server.relay()], batch_size=500).drain()
+            seconds = time.monotonic() - began
+            found = server.positions()
+        lost, more = len(set(wanted) - set(found)), len(found) - len(set(found))
+        out_of_order = sum(a > b for a, b in itertools.pairwise(found))
+        self.screen.print(
+            f"[bold {'green' if found == wanted else 'red'}]relay to NATS JetStream: "
+            f"{len(found):,} messages in {seconds:.0f} s, {lost} lost, {more} doubled, "
+            f"{out_of_order} out of order."
+        )
+        return 0 if found == wanted else 1
 
     def notes(self, times: list[datetime], rush: datetime) -> str:
         return NOTES.format(

@@ -12,6 +12,7 @@ READ = [
     ("SELECT", table)
     for table in (
         "outbox_message",
+        "outbox_event_router",
         "outbox_cursor",
         "outbox_parked_message",
         "outbox_operator_action",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .file import File
     from .kafka import Kafka
     from .nats import Nats
+    from .rabbit_streams import RabbitStreams
     from .redis_streams import RedisStreams
     from .webhook import Webhook
 
@@ -40,6 +41,7 @@ __all__ = [
     "Kafka",
     "Nats",
     "Origin",
+    "RabbitStreams",
     "Record",
     "RedisStreams",
     "Relay",
@@ -54,6 +56,7 @@ _SINKS = {
     "File": "file",
     "Kafka": "kafka",
     "Nats": "nats",
+    "RabbitStreams": "rabbit_streams",
     "RedisStreams": "redis_streams",
     "Sns": "aws",
     "Sqs": "aws",

@@ -8,13 +8,16 @@ The resume point is the highest `ce_sequence` at the ends of the topic's partiti
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .sink import Origin, Record, library, position_in, refused, too_large, unavailable
+from ..exceptions import RecordRefused
+from .sink import HeaderNames, Origin, Record, library, position_in, refused, unavailable
 
 MESSAGE_BYTES = 1_000_000
 """The `message.max.bytes` of librdkafka where the options do not say another."""
+NAMES = HeaderNames("ce_", datacontenttype="content-type")
 LOOK_BACK = 50
 """Offsets at the end of a partition that are read; markers of transactions are among them."""
 
@@ -60,33 +63,37 @@ class Kafka:
 
     def send(self, origin: Origin, records: Sequence[Record]) -> None:
         """Produce the records in one transaction and wait until it is committed."""
-        limit = int(self.config.get("message.max.bytes", MESSAGE_BYTES))
-        for index, record in enumerate(records):
-            if (size := _size(record)) > limit:
-                if index:
-                    self._send(origin, records[:index])
-                raise too_large(index, size, limit, "message.max.bytes")
-        self._send(origin, records)
-
-    def _send(self, origin: Origin, records: Sequence[Record]) -> None:
         try:
             producer = self._producer(origin)
-            errors = self._produce(producer, records)
+            queued, refusal, errors = self._produce(producer, records)
             if errors:
                 self._abort(producer)
             elif self.transactional:
                 producer.commit_transaction(self.timeout)
-        except self._kafka.KafkaException as error:
-            raise unavailable(error) from error
-        if not errors:
-            return
-        index, problem = min(errors.items())
-        if problem.code() not in self._refusals():
-            raise unavailable(str(problem), 0)
+        # SystemError: a fatal error, such as a fence, was raised while a delivery was reported.
+        except (self._kafka.KafkaException, SystemError) as error:
+            raise unavailable(error.__cause__ or error) from error
+        if errors:
+            self._resend(origin, records, errors)
+        if refusal is not None:
+            raise self._refused(queued, refusal, records[queued])
+
+    def _resend(self, origin: Origin, records: Sequence[Record], errors: Mapping[int, Any]) -> None:
+        """After an abort: produce the records before the first that the broker refuses."""
+        index, error = min(errors.items())
+        if error.code() not in self._refusals():
+            raise unavailable(str(error), 0)
         if index and self.transactional:
-            self._send(origin, records[:index])
-        size = len(records[index].data)
-        raise refused(index, f"the broker says: {problem.str()} (a payload of {size} bytes)")
+            self.send(origin, records[:index])
+        raise self._refused(index, error, records[index])
+
+    def _refused(self, index: int, error: Any, record: Record) -> RecordRefused:
+        limit = self.config.get("message.max.bytes", MESSAGE_BYTES)
+        return refused(
+            index,
+            f"{error.str()} (a payload of {len(record.data)} bytes; the producer's "
+            f"message.max.bytes is {limit} bytes)",
+        )
 
     def close(self) -> None:
         """Give up the producers; what they have not committed is aborted."""
@@ -107,6 +114,7 @@ class Kafka:
                 "bootstrap.servers": self.servers,
                 "enable.idempotence": True,
                 "linger.ms": 5,
+                "delivery.report.only.error": True,
                 "log_level": 2,
                 "message.timeout.ms": int(self.timeout * 1000),
                 **self.config,
@@ -120,39 +128,37 @@ class Kafka:
             self._producers[name] = producer
         return self._producers[name]
 
-    def _produce(self, producer: Any, records: Sequence[Record]) -> dict[int, Any]:
-        """Produce the records; return the errors by index."""
+    def _produce(self, producer: Any, records: Sequence[Record]) -> tuple[int, Any, dict[int, Any]]:
+        """Produce records until the library refuses one, and wait for the broker's answers.
+
+        Return how many were queued, the library's refusal or None, the broker's errors by index.
+        """
         errors: dict[int, Any] = {}
-        confirmed = 0
 
-        def reported(index: int) -> Any:
-            def report(error: Any, _: Any) -> None:
-                nonlocal confirmed
-                confirmed += 1
-                if error is not None:
-                    errors[index] = error
-
-            return report
+        def report(index: int, error: Any, _: Any) -> None:
+            if error is not None:
+                errors[index] = error
 
         if self.transactional:
             producer.begin_transaction()
-        for index, record in enumerate(records):
+        queued, refusal = 0, None
+        for queued, record in enumerate(records):
             try:
                 producer.produce(
                     record.to,
                     record.data,
-                    None if record.key is None else record.key.encode(),
+                    record.key,
                     headers=_headers(record),
-                    on_delivery=reported(index),
+                    on_delivery=functools.partial(report, queued),
                 )
             except self._kafka.KafkaException as error:
-                errors[index] = error.args[0]
+                refusal = error.args[0]
+                if refusal.code() not in self._refusals():
+                    raise
                 break
-            if index % 100 == 99:
-                producer.poll(0)
         if producer.flush(self.timeout):
             raise unavailable(f"no confirmation within {self.timeout:g} s")
-        return errors
+        return queued, refusal, errors
 
     def _abort(self, producer: Any) -> None:
         if self.transactional:
@@ -207,15 +213,6 @@ class Kafka:
         return found
 
 
-def _size(record: Record) -> int:
-    """Return about how many bytes a record has on the wire."""
-    named = sum(len(name) + len(value) + 10 for name, value in _headers(record))
-    return len(record.data) + len((record.key or "").encode()) + named + 70
-
-
-def _headers(record: Record) -> list[tuple[str, bytes]]:
-    headers = [
-        ("content-type" if name == "datacontenttype" else f"ce_{name}", value.encode())
-        for name, value in record.attributes.items()
-    ]
-    return headers + [(name, value.encode()) for name, value in record.headers.items()]
+def _headers(record: Record) -> list[tuple[str, str]]:
+    headers = [(NAMES[name], value) for name, value in record.attributes.items()]
+    return headers + list(record.headers.items()) if record.headers else headers

@@ -16,8 +16,9 @@ from typing import Any
 
 from . import event_loop
 from .records import TEST_TYPE
-from .sink import Origin, Record, library, position_in, too_large, unavailable
+from .sink import HeaderNames, Origin, Record, library, position_in, too_large, unavailable
 
+NAMES = HeaderNames("ce-")
 LOOK_BACK = 100
 """Messages at the end of a stream among which those of other origins are passed over."""
 WRONG_LAST = 10070, 10071, 10164
@@ -138,7 +139,7 @@ class Nats:
 
 
 def _headers(record: Record) -> dict[str, str]:
-    headers = {f"ce-{name}": value for name, value in record.attributes.items()}
+    headers = {NAMES[name]: value for name, value in record.attributes.items()}
     headers.update(record.headers)
     headers["Nats-Msg-Id"] = record.id
     return headers

@@ -46,34 +46,82 @@ Route = Callable[[Message], Any]
 """A routing function: takes a message; returns a Target, the name of a destination, or DROP."""
 
 
-def record_of(message: Message, origin: Origin, to: str, route: Route | None) -> Record | None:
-    """Return what is sent of a message; None when the routing function drops it.
+class Recorder:
+    """Makes the records of one range: what is the same for all of them is put together once.
 
-    `to`: where the sink sends it, a template. Raises what the routing function raises, and
-    TypeError for an answer that is none.
+    `to`: where the sink sends them, a template. `route`: the routing function, or None.
     """
-    target = Target() if route is None else route(message)
-    if target is DROP:
-        return None
-    if isinstance(target, str):
-        target = Target(target)
-    if not isinstance(target, Target):
-        raise TypeError(
-            f"The routing function returned {target!r}: return an outbox.relays.Target, the name "
-            "of a destination, or outbox.relays.DROP."
+
+    def __init__(self, origin: Origin, to: str, route: Route | None) -> None:
+        self._target = Target()
+        self._to = to
+        self._route = route
+        self._id = f"{origin.relay}:"
+        self._again = f":r{origin.generation}"
+        self._common = {
+            "specversion": "1.0",
+            "datacontenttype": "application/json",
+            "source": source_of(origin.channel),
+            CURSOR_ATTRIBUTE: str(origin),
+        }
+
+    def record(self, message: Message) -> Record | None:
+        """Return what is sent of a message; None when the routing function drops it.
+
+        Raises what the routing function raises, and TypeError for an answer that is none.
+        """
+        target = self._target if self._route is None else self._route_of(message)
+        if target is None:
+            return None
+        key = message.key if isinstance(target.key, _OwnKey) else target.key
+        name = f"{self._id}{message.position}"
+        return Record(
+            message.position,
+            f"{name}{self._again}" if message.replayed else name,
+            place(self._to if target.to is None else target.to, message.channel, message.type),
+            key,
+            message.raw_payload.encode(),
+            self._attributes(message, key),
+            target.headers,
+            message.replayed,
         )
-    key = message.key if isinstance(target.key, _OwnKey) else target.key
-    again = f":r{origin.generation}" if message.replayed else ""
-    return Record(
-        message.position,
-        f"{origin.relay}:{message.position}{again}",
-        place(to if target.to is None else target.to, message.channel, message.type),
-        key,
-        message.raw_payload.encode(),
-        _attributes(message, origin, key),
-        target.headers,
-        message.replayed,
-    )
+
+    def _route_of(self, message: Message) -> Target | None:
+        assert self._route is not None
+        target = self._route(message)
+        if target is DROP:
+            return None
+        if isinstance(target, str):
+            return Target(target)
+        if not isinstance(target, Target):
+            raise TypeError(
+                f"The routing function returned {target!r}: return an outbox.relays.Target, the "
+                "name of a destination, or outbox.relays.DROP."
+            )
+        return target
+
+    def _attributes(self, message: Message, key: str | None) -> dict[str, str]:
+        position = str(message.position)
+        attributes = {
+            **self._common,
+            "id": position,
+            "type": message.type,
+            "time": message.created_at.isoformat(),
+            SEQUENCE_ATTRIBUTE: position.zfill(SEQUENCE_DIGITS),
+        }
+        if key is not None:
+            attributes["subject"] = attributes["partitionkey"] = key
+        if message.replayed:
+            attributes["outboxreplayed"] = "true"
+        if message.erased:
+            attributes["outboxerased"] = "true"
+        elif message.raw_headers != EMPTY_HEADERS:
+            attributes["outboxheaders"] = message.raw_headers
+            headers = message.headers
+            for name in ("traceparent", "tracestate"):
+                if isinstance(headers.get(name), str):
+                    attributes[name] = headers[name]
+        return attributes
 
 
 def test_record(origin: Origin, to: str) -> Record:
@@ -102,29 +150,3 @@ def place(template: str, channel: str, type_name: str) -> str:
 def source_of(channel: str) -> str:
     """Return the CloudEvents source of a channel; with the id it is unique."""
     return f"/outbox/{channel}"
-
-
-def _attributes(message: Message, origin: Origin, key: str | None) -> dict[str, str]:
-    attributes = {
-        "specversion": "1.0",
-        "id": str(message.position),
-        "source": source_of(message.channel),
-        "type": message.type,
-        "time": message.created_at.isoformat(),
-        "datacontenttype": "application/json",
-        SEQUENCE_ATTRIBUTE: str(message.position).zfill(SEQUENCE_DIGITS),
-        CURSOR_ATTRIBUTE: str(origin),
-    }
-    if key is not None:
-        attributes["subject"] = attributes["partitionkey"] = key
-    if message.replayed:
-        attributes["outboxreplayed"] = "true"
-    if message.erased:
-        attributes["outboxerased"] = "true"
-    elif message.raw_headers != EMPTY_HEADERS:
-        attributes["outboxheaders"] = message.raw_headers
-        headers = message.headers
-        for name in ("traceparent", "tracestate"):
-            if isinstance(headers.get(name), str):
-                attributes[name] = headers[name]
-    return attributes

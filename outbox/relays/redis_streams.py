@@ -13,8 +13,9 @@ from operator import attrgetter
 from typing import Any
 
 from .records import TEST_TYPE
-from .sink import Origin, Record, library, logger, position_in, refused, unavailable
+from .sink import HeaderNames, Origin, Record, library, logger, position_in, refused, unavailable
 
+NAMES = HeaderNames("ce_")
 LOOK_BACK = 100
 """Entries at the end of a stream among which test messages are passed over."""
 
@@ -164,7 +165,7 @@ class RedisStreams:
 def _fields(record: Record) -> list[Any]:
     fields: list[Any] = ["data", record.data]
     for name, value in record.attributes.items():
-        fields += [f"ce_{name}", value]
+        fields += [NAMES[name], value]
     headers: Mapping[str, str] = record.headers
     for name, value in headers.items():
         fields += [name, value]

@@ -162,9 +162,10 @@ class Relay(ConsumerGroup):
         sources: list[Message] = []
         batch: list[Record] = []
         broken: FailedAt | None = None
+        recorder = records.Recorder(origin, self.to.to, self.route)
         for message in messages:
             try:
-                record = records.record_of(message, origin, self.to.to, self.route)
+                record = recorder.record(message)
             except Exception as error:  # of the routing function
                 broken = FailedAt(message, error)
                 break

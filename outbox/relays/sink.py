@@ -12,6 +12,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from ..consuming.cursors import SLOTS
 from ..exceptions import DestinationUnavailable, MissingExtra, RecordRefused
 
@@ -48,8 +50,7 @@ class Origin:
         return self.slot_to - self.slot_from == SLOTS - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """One message as it goes to a destination."""
 
     position: int
@@ -99,6 +100,17 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Give up the connection; the next call makes a new one. Never raises."""
+
+
+class HeaderNames(dict[str, str]):
+    """The header of each CloudEvents attribute: a prefix before its name, or as given."""
+
+    def __init__(self, prefix: str, **others: str) -> None:
+        super().__init__(others)
+        self._prefix = prefix
+
+    def __missing__(self, attribute: str) -> str:
+        return self.setdefault(attribute, self._prefix + attribute)
 
 
 def refused(sent: int, reason: str) -> RecordRefused:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def wait_for_port(port, process, log, seconds=60):
+def wait_for_port(port, process, log, seconds=180):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended:\n{Path(log).read_text()[-2000:]}"
@@ -71,6 +72,7 @@ class Destination:
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         wait_for_port(self.port, self.process, log)
         self.prepare()
@@ -78,7 +80,7 @@ class Destination:
     def kill(self):
         """End the server as a crash does."""
         if self.process is not None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -291,6 +293,123 @@ class Kafka(Destination):
         return found
 
 
+class RabbitMq(Destination):
+    """RabbitMQ with its stream plugin, and an epmd of its own; such as Debian's rabbitmq-server."""
+
+    needs = ("rstream",)
+    too_large = 1_100_000
+    scripts = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.epmd_port, self.epmd = free_port(), None
+
+    def command(self):
+        executable("erl")
+        for folder in sorted(Path("/").glob(self.scripts[1:])):
+            if (folder / "rabbitmq-server").exists():
+                return [str(folder / "rabbitmq-server")]
+        raise NotToBeHad(f"no rabbitmq-server in {self.scripts}")
+
+    @property
+    def environment(self):
+        self.folder.joinpath("plugins").write_text("[rabbitmq_stream].\n")
+        self.folder.joinpath("rabbit.conf").write_text(
+            f"stream.listeners.tcp.1 = 127.0.0.1:{self.port}\nlisteners.tcp = none\n"
+        )
+        return {
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "RABBITMQ_NODENAME": f"n{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbit.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+        }
+
+    def start(self):
+        if self.epmd is None:
+            port = str(self.epmd_port)
+            self.epmd = subprocess.Popen(
+                [executable("epmd"), "-address", "127.0.0.1", "-port", port],
+                stdin=subprocess.DEVNULL,
+            )
+            wait_for_port(self.epmd_port, self.epmd, os.devnull)
+        super().start()
+
+    def stop(self):
+        super().stop()
+        if self.epmd is not None:
+            self.epmd.kill()
+            self.epmd.wait()
+
+    def sink(self, port, channel=None):
+        url = f"rabbitmq-stream://guest:guest@127.0.0.1:{port}"
+        return f"relays.RabbitStreams({url!r}, timeout=10)"
+
+    def options(self):
+        at = {"host": "127.0.0.1", "port": self.port}
+        return at | {"username": "guest", "password": "guest", "load_balancer_mode": True}
+
+    def prepare(self):
+        asyncio.run(self._prepare())
+
+    async def _prepare(self):
+        import rstream
+
+        async with rstream.Producer(**self.options()) as producer:
+            for name in CHANNELS:
+                deadline = time.monotonic() + 120
+                while not await self._is_there(producer, name):  # known, but not up again yet
+                    assert time.monotonic() < deadline, f"the stream {name} does not come up"
+                    await asyncio.sleep(0.1)
+
+    async def _is_there(self, producer, name):
+        with contextlib.suppress(Exception):
+            if not await producer.stream_exists(name):
+                await producer.create_stream(name, exists_ok=True)
+            return await producer.stream_exists(name)
+        return False
+
+    def received(self, channel="orders"):
+        return asyncio.run(self._received(channel))
+
+    async def _received(self, channel):
+        """Read up to a mark that is written first."""
+        import rstream
+
+        mark, found = os.urandom(8).hex().encode(), []
+        async with rstream.Producer(**self.options()) as producer:
+            await producer.send_wait(channel, rstream.AMQPMessage(body=mark))
+
+        async def keep(message, context):
+            body = bytes(message.body)
+            if body == mark:
+                context.consumer.stop()
+            attributes = {
+                name.decode(): value.decode()
+                for name, value in (message.application_properties or {}).items()
+            }
+            if "cloudEvents_sequence" in attributes:
+                key = attributes.get("cloudEvents_partitionkey")
+                found.append(Received(int(attributes["cloudEvents_sequence"]), key, body))
+
+        consumer = rstream.Consumer(**self.options())
+        await consumer.start()
+        await consumer.subscribe(
+            channel,
+            keep,
+            decoder=rstream.amqp_decoder,
+            offset_specification=rstream.ConsumerOffsetSpecification(rstream.OffsetType.FIRST),
+        )
+        await asyncio.wait_for(consumer.run(), 60)
+        await consumer.close()
+        return found
+
+
 class Sqs(Destination):
     """moto's server, which keeps its queues in memory."""
 
@@ -319,12 +438,15 @@ class Sqs(Destination):
         for name in CHANNELS:
             self.client().create_queue(QueueName=f"{name}.fifo", Attributes={"FifoQueue": "true"})
 
+    def queue(self, channel, port=None):
+        return f"http://127.0.0.1:{port or self.port}/123456789012/{channel}.fifo"
+
     def sink(self, port, channel=None):
-        url = f"http://127.0.0.1:{port}/123456789012/{{channel}}.fifo"
+        url = self.queue("{channel}", port)
         return f"relays.Sqs({url!r}, **{self.options(port)!r})"
 
     def received(self, channel="orders"):
-        url = f"http://127.0.0.1:{self.port}/123456789012/{channel}.fifo"
+        url = self.queue(channel)
         found = []
         while True:
             answer = self.client().receive_message(
@@ -351,4 +473,11 @@ class Sqs(Destination):
         return list(self.kept[channel])
 
 
-ALL = {"redis": Redis, "nats": Nats, "webhook": Webhook, "kafka": Kafka, "sqs": Sqs}
+ALL = {
+    "redis": Redis,
+    "nats": Nats,
+    "webhook": Webhook,
+    "kafka": Kafka,
+    "rabbitmq": RabbitMq,
+    "sqs": Sqs,
+}

@@ -1,3 +1,4 @@
+DROP VIEW outbox_event_router;
 DROP FUNCTION outbox_advance_v1(
     bigint, integer, bigint, bigint, text, bigint, bigint, bigint, bigint, float8, integer, bigint,
     float8, text, float8
