@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.support.fixtures",
     "tests.support.browser",
     "tests.support.failing",
+    "tests.support.flushing",
     "tests.support.pgbouncer",
     "tests.support.project",
     "tests.support.wheel",
@@ -36,9 +37,8 @@ _of_the_apps: set[str] = set()
 
 
 def pytest_sessionstart() -> None:
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # so a shell starts a job in the background
+    # A shell starts jobs in the background with SIGINT ignored, and the tests' processes inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _of_the_apps.update(group.name for group in groups.all_groups())
 

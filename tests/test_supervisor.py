@@ -77,7 +77,7 @@ def test_workers_share_the_ranges_and_stop_when_told(start_command):
 
 def test_a_stop_leaves_no_message_half_done(start_command):
     """SIGTERM in the middle of a backlog ends within the grace; what was done is committed once."""
-    publish_orders(20_000)
+    publish_orders(6_000)
     supervisor = start_command("consume", "doomed", "--processes", "3", "--grace", "10")
     wait_until(lambda: Effect.objects.count() > 500)
     began = time.monotonic()
@@ -87,7 +87,7 @@ def test_a_stop_leaves_no_message_half_done(start_command):
 
     assert code == 0
     assert took < 10
-    assert len(positions) == len(set(positions)) < 20_000
+    assert len(positions) == len(set(positions)) < 6_000
     assert uncounted("doomed") == 0
     assert sum(Cursor.objects.values_list("processed", flat=True)) == len(positions)
 

@@ -5,13 +5,12 @@ import importlib.metadata
 import inspect
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from django.db import connection
 
+from tests.support.forks import Forks
 from tests.support.processes import ROOT
 
 pgpubsub = pytest.importorskip("pgpubsub", reason="django-pgpubsub is not installed")
@@ -19,6 +18,7 @@ pgpubsub = pytest.importorskip("pgpubsub", reason="django-pgpubsub is not instal
 MOVING = Path(__file__).with_name("moving")
 GUIDE = ROOT / "docs" / "from-pgpubsub.md"
 DATABASE = "outbox_blog"
+WARM = Forks()
 APPS = {
     "before": "django.contrib.contenttypes pgtrigger pgpubsub blog.apps.BlogConfig",
     "after": "django.contrib.contenttypes pgtrigger pgpubsub outbox blog",
@@ -68,15 +68,7 @@ def django(version, *arguments):
         "BLOG_APPS": APPS[version],
         "BLOG_DATABASE": DATABASE,
     }
-    result = subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=environment,
-        cwd=folder,
-    )
+    result = WARM.complete(folder, ["-m", "django", *arguments], environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -310,7 +310,7 @@ def test_a_running_worker_creates_the_cursors_that_were_deleted(session):
         process.wait()
 
     assert handled("billing") == published + published
-    assert "cursors of billing were deleted" in written
+    assert "cursor rows of billing were deleted" in written
 
 
 @pytest.mark.parametrize("is_running", [True, False])

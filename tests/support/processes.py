@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from django.db import connection
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
+from tests.support.forks import Forks
+
 driver = importlib.import_module("psycopg" if is_psycopg3 else "psycopg2")
 
 DJANGO_OPTIONS = {"assume_role", "isolation_level", "pool", "server_side_binding"}
@@ -59,6 +61,17 @@ def environment(**variables: str) -> dict[str, str]:
     }
 
 
+_warmed: list[Forks] = []
+
+
+def _warm(wanted: dict[str, str]) -> Forks | None:
+    """Return the program that has set Django up in this environment, None if it is another one."""
+    wanted = {name: text for name, text in wanted.items() if name != "PYTEST_CURRENT_TEST"}
+    if not _warmed:
+        _warmed.append(Forks("setup", environment=wanted))
+    return _warmed[0] if _warmed[0].environment == wanted else None
+
+
 def start_process(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
     """Start Python with the arguments on the test database; its output goes to pipes."""
     return subprocess.Popen(
@@ -71,7 +84,12 @@ def start_process(*arguments: str | Path, **variables: str) -> subprocess.Popen[
 
 
 def run_process(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the arguments on the test database until it ends, whatever its exit code."""
+    """Run Python with the arguments on the test database until it ends, whatever its exit code.
+
+    Django is set up already for a snippet or a command, unless its environment has its own variables.
+    """
+    if arguments[0] in ("-c", MANAGE) and (warm := _warm(environment(**variables))):
+        return warm.complete(Path.cwd(), [str(each) for each in arguments], environment())
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

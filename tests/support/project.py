@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from tests.support.forks import Forks
 from tests.support.processes import ROOT, open_session
+
+_WARM = Forks()
 
 
 class Project:
@@ -46,6 +49,10 @@ class Project:
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python in the project until it ends, whatever its exit code."""
+        if arguments[:2] == ("-m", "django") or arguments[0] == "-c":
+            return _WARM.complete(
+                self.folder, list(arguments), {**os.environ, **self.environment()}
+            )
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
