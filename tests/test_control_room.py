@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 
 import outbox
 from outbox.models import Cursor, Message, OperatorAction, ParkedMessage
-from outbox.operations import audit, pauses, redrives
+from outbox.operations import audit, pauses, redrives, scaling
 from outbox.testing import isolated_groups
 from tests.support.harness import backend, execute, insert
 from tests.support.processes import wait_until
@@ -560,6 +560,21 @@ def test_a_rare_key_or_type_is_looked_for_among_so_many_messages(trouble, ann, m
 
     assert all("30 messages were looked at" in page for page in pages)
     assert all('rel="next"' in page for page in pages)
+
+
+def test_the_plan_of_a_reset_counts_within_a_bound(trouble, ann, monkeypatch):
+    """Over all ranges together, and a plus sign says that there may be more."""
+    publish(*(str(number) for number in range(100)))
+    trouble.drain()
+    scaling.scale("scripted", 4)
+    monkeypatch.setattr("outbox.admin.group_actions.COUNTED", 20)
+    page = ann.get(do("reset", "?way=to_earliest"))
+    shown = page[page.index('id="ob-plan"') : page.index("</dl>", page.index('id="ob-plan"'))]
+    counts = re.findall(r"(\d+)(\+?) messages? handled again", shown)
+
+    assert len(counts) == 4
+    assert sum(int(count) for count, _ in counts) <= 20
+    assert {plus for _, plus in counts} == {"+"}
 
 
 def log_reads(ann, page, most):

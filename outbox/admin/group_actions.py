@@ -27,7 +27,7 @@ from ..sql import zoned
 from . import forms
 
 COUNTED = 100_000
-"""Messages that the plan of a reset counts for each range."""
+"""Messages that the plan of a reset looks at, over all ranges."""
 SCALE_SECONDS = 5.0
 """How long a request waits until workers have brought ranges together for a merge."""
 

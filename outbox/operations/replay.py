@@ -72,8 +72,9 @@ def reset(
     that the log still has. `to_latest`: to the horizon. `shift_by`: by so many positions.
     `to_time`: before the first message published at that time (with a zone) or later.
     `by_duration`: the same, so long before now. `to_group`: where another group stands.
-    `places`: as `read_file` returns them. `channels`: only these. `most`: messages counted for
-    each cursor. `execute=False`: change nothing. Raises InvalidReset and UnknownGroup.
+    `places`: as `read_file` returns them. `channels`: only these. `most`: messages that are
+    looked at to count them, over all cursors. `execute=False`: change nothing. Raises
+    InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
@@ -191,18 +192,19 @@ def _plan(
             old=row.position,
             new=to,
             delta=to - row.position,
-            messages=min(count, most),
+            messages=count,
             clamped=to != asked,
-            is_lower_bound=count > most,
+            is_lower_bound=is_lower_bound,
         )
-        for row, to, asked, count in zip(rows, new, wanted, counts, strict=True)
+        for row, to, asked, (count, is_lower_bound) in zip(rows, new, wanted, counts, strict=True)
     ]
 
 
 def _counts_between(
     rows: Sequence[CursorRow], new: Sequence[int], most: int, using: str
-) -> list[int]:
-    """Return the messages of each range between where it stands and where it goes."""
+) -> list[tuple[int, bool]]:
+    """Return the messages of each range between its place and its new one, and whether there may be
+    more of them."""
     found = all_rows(
         "count_moves",
         using,
@@ -211,9 +213,9 @@ def _counts_between(
         last_slots=array(row.slot_to for row in rows),
         starts=array(min(row.position, to) for row, to in zip(rows, new, strict=True)),
         ends=array(max(row.position, to) for row, to in zip(rows, new, strict=True)),
-        most=most + 1,
+        most=most // max(1, len(rows)),
     )
-    return [count for (count,) in found]
+    return [(count, is_lower_bound) for count, is_lower_bound in found]
 
 
 def _execute(

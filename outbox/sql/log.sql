@@ -93,23 +93,25 @@ CROSS JOIN LATERAL (
 ) AS last
 
 -- name: count_moves
--- Walks outbox_message_by_channel for each range, filtering slots inside the index; takes no lock.
-SELECT (
-    SELECT count(*)
-    FROM (
-        SELECT
-        FROM outbox_message AS m
-        WHERE m.channel = moves.channel
-          AND m.position > moves.after
-          AND m.position <= moves.until
-          AND m.slot BETWEEN moves.first_slot AND moves.last_slot
-        LIMIT %(most)s
-    ) AS counted
-)
+-- Walks outbox_message_by_channel for each range over at most `most` messages of the channel and one
+-- more; returns those of the range, and whether the walk ended before the range did. Takes no lock.
+SELECT counted.*
 FROM unnest(
     %(channels)s::text[], %(first_slots)s::int[], %(last_slots)s::int[],
     %(starts)s::bigint[], %(ends)s::bigint[]
 ) WITH ORDINALITY AS moves (channel, first_slot, last_slot, after, until, number)
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE slot BETWEEN moves.first_slot AND moves.last_slot),
+        count(*) > %(most)s::bigint
+    FROM (
+        SELECT m.slot
+        FROM outbox_message AS m
+        WHERE m.channel = moves.channel AND m.position > moves.after AND m.position <= moves.until
+        ORDER BY m.position
+        LIMIT %(most)s::bigint + 1
+    ) AS walked
+) AS counted
 ORDER BY number
 
 -- name: read_log
