@@ -147,3 +147,23 @@ def test_the_page_shows_every_message_in_order_across_a_restart(live):
 
     assert browser.seen == [f'{{"text": "note {number}"}}' for number in range(NOTES)]
     assert browser.connections >= 2
+
+
+def test_a_real_browser_shows_every_message_across_a_restart(live, browser):
+    """Chromium's own EventSource: the server is killed in the middle, and the page has each note once,
+    in order."""
+    port = live()
+    browser.driver.get(f"http://127.0.0.1:{port}/")
+
+    def shown():
+        script = "return Array.from(document.querySelectorAll('#notes li'), e => e.textContent)"
+        return browser.driver.execute_script(script)
+
+    for number in range(NOTES):
+        write(port, f"note {number}")
+        if number == NOTES // 2:
+            wait_until(shown, 60)
+            live()
+    wait_until(lambda: len(shown()) >= NOTES, 60)
+
+    assert shown() == [f"note {number}" for number in range(NOTES)]
