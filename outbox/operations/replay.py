@@ -72,9 +72,8 @@ def reset(
     that the log still has. `to_latest`: to the horizon. `shift_by`: by so many positions.
     `to_time`: before the first message published at that time (with a zone) or later.
     `by_duration`: the same, so long before now. `to_group`: where another group stands.
-    `places`: as `read_file` returns them. `channels`: only these. `most`: messages that are
-    looked at to count them, over all cursors. `execute=False`: change nothing. Raises
-    InvalidReset and UnknownGroup.
+    `places`: as `read_file` returns them. `channels`: only these. `most`: messages looked at to
+    count, in all. `execute=False`: change nothing. Raises InvalidReset and UnknownGroup.
     """
     using = log_alias(using)
     with transaction.atomic(using=using):
