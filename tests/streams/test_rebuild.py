@@ -12,7 +12,7 @@ from django.db import connections, transaction
 import outbox
 from tests.bank.models import Account, Deposited
 from tests.support.amounts import amount
-from tests.support.processes import manage, start_manage
+from tests.support.processes import start_manage
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
 ROWS = amount(2_500, 100_000)
@@ -63,11 +63,12 @@ def test_a_rebuild_that_is_killed_twice_ends_with_every_row_its_fold():
             after = re.search(r"--after (\S+)", process.stderr.readline())[1]
             process.kill()
             process.communicate()
-        last = manage("outbox", "rebuild", "bank.Account", "--after", after)
+        last = start_manage("outbox", "rebuild", "bank.Account", "--after", after)
+        _, errors = last.communicate(timeout=max(240, ROWS // 20))
     finally:
         stop.set()
         writer.join(120)
 
-    assert last.returncode == 0, last.stderr
+    assert last.returncode == 0, errors
     assert Account.objects.count() == ROWS
     assert list(Account.verify()) == []
