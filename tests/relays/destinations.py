@@ -446,10 +446,10 @@ class Sqs(Destination):
         return f"relays.Sqs({url!r}, **{self.options(port)!r})"
 
     def received(self, channel="orders"):
-        url = self.queue(channel)
+        url, client = self.queue(channel), self.client()
         found = []
         while True:
-            answer = self.client().receive_message(
+            answer = client.receive_message(
                 QueueUrl=url,
                 MaxNumberOfMessages=10,
                 VisibilityTimeout=0,
@@ -464,7 +464,11 @@ class Sqs(Destination):
                 if "ce_sequence" in named:
                     group = each["Attributes"]["MessageGroupId"]
                     found.append(Received(int(named["ce_sequence"]), group, each["Body"].encode()))
-                self.client().delete_message(QueueUrl=url, ReceiptHandle=each["ReceiptHandle"])
+            handles = [
+                {"Id": str(number), "ReceiptHandle": each["ReceiptHandle"]}
+                for number, each in enumerate(messages)
+            ]
+            client.delete_message_batch(QueueUrl=url, Entries=handles)
 
     def keep(self, channel, found):
         """What is received is gone from the queue: add it to what was received before."""
