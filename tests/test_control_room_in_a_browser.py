@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -14,13 +13,14 @@ import outbox
 from outbox.models import Cursor, OperatorAction, ParkedMessage
 from outbox.operations import pauses
 from tests.shop.models import Effect, Fault
+from tests.support.amounts import amount
 from tests.support.harness import backend, execute, insert
 from tests.support.processes import manage, wait_until
 from tests.support.publishing import publish, publish_order, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-MESSAGES = 100_000 if os.environ.get("OUTBOX_TEST_LONG") == "1" else 2_000
+MESSAGES = amount(2_000, 100_000)
 GROUPS = ("doomed", "desks", "ledger", "shipping")
 """One with a failing handler, one whose worker is killed, a paused one, and one that is well."""
 ADMIN = "/admin/outbox/"
