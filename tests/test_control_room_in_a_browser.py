@@ -66,6 +66,7 @@ def test_a_person_finds_each_cause_and_cures_it_on_the_pages(
     browser.log_in(live_server.url, "ann", PASSWORD)
     browser.click("Consumer groups")
     browser.reload_until(lambda page: "The horizon is held back" in page.text())
+    browser.picture("control-room-groups")
     first = {name: browser.row(name) for name in GROUPS}
 
     assert "stopped" in first["desks"]
@@ -96,6 +97,7 @@ def test_a_person_finds_each_cause_and_cures_it_on_the_pages(
     # The failing handler: the traceback of a parked message says why; one is given up, one is tried
     # again after the handler was mended.
     browser.click("doomed")
+    browser.picture("control-room-group")
     browser.click("Broken")
     position = ParkedMessage.objects.filter(group="doomed").earliest("position").position
     browser.click(str(position))

@@ -1,7 +1,8 @@
 """A real browser: Debian's chromium, headless, by selenium (extra "browser").
 
 A test with it is skipped, with the reason, where either is missing. OUTBOX_TEST_AXE may name the file
-`axe.min.js` of axe-core: then the pages are checked for accessibility too.
+`axe.min.js` of axe-core: then the pages are checked for accessibility too. OUTBOX_TEST_PICTURES may
+name a folder: then pictures of pages are saved there, as docs/images has them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Browser:
         """Prefer the colours "light" or "dark"."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def picture(self, name: str) -> None:
+        """Save a picture of the page, where OUTBOX_TEST_PICTURES names a folder."""
+        if folder := os.environ.get("OUTBOX_TEST_PICTURES"):
+            self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
 
     def log_in(self, site: str, name: str, password: str) -> None:
         """Log in to the admin by its form."""
