@@ -355,7 +355,13 @@ class RabbitMq(Destination):
         return at | {"username": "guest", "password": "guest", "load_balancer_mode": True}
 
     def prepare(self):
-        asyncio.run(self._prepare())
+        deadline = time.monotonic() + 120
+        while True:  # after a crash the port is open before the server answers
+            try:
+                return asyncio.run(self._prepare())
+            except OSError:  # a time-out is one
+                if time.monotonic() > deadline:
+                    raise
 
     async def _prepare(self):
         import rstream

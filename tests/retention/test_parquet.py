@@ -40,7 +40,7 @@ def test_a_file_is_read_by_pyarrow_alone(archived):
         "print(json.dumps([[*map(str, row.values())] for row in table.to_pylist()]))"
     )
 
-    found = run_process("-c", code)
+    found = run_process("-c", code, is_warm=False)
 
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout) == [[str(value) for value in row] for row in rows]

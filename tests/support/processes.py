@@ -83,12 +83,16 @@ def start_process(*arguments: str | Path, **variables: str) -> subprocess.Popen[
     )
 
 
-def run_process(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_process(
+    *arguments: str | Path, is_warm: bool = True, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python with the arguments on the test database until it ends, whatever its exit code.
 
-    Django is set up already for a snippet or a command, unless its environment has its own variables.
+    Django is set up already for a snippet or a command, unless its environment has its own variables,
+    or the command starts itself again.
     """
-    if arguments[0] in ("-c", MANAGE) and (warm := _warm(environment(**variables))):
+    is_warm = is_warm and arguments[0] in ("-c", MANAGE) and "--processes" not in arguments
+    if is_warm and (warm := _warm(environment(**variables))):
         return warm.complete(Path.cwd(), [str(each) for each in arguments], environment())
     return subprocess.run(
         [sys.executable, *arguments],
