@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 TOP = """# Reference
 
-Written from the code by `make docs`. Settings and system checks have
-[a page of their own](settings.md).
+Written from the code by `make docs`. Other lists: [settings and system checks](settings.md), [log events](logs.md),
+[metrics](monitoring.md).
 
 """
 
@@ -114,6 +114,34 @@ def commands() -> list[str]:
     return found
 
 
+OBJECT = re.compile(
+    r"((?:^--.*\n)*)^CREATE (?:OR REPLACE )?(FUNCTION|VIEW|SEQUENCE) (outbox_\w+)", re.MULTILINE
+)
+
+
+def database_objects() -> list[str]:
+    """Return the tables by their models, and what the migrations create beside them."""
+    from django.apps import apps
+
+    rows = [
+        (model._meta.db_table, "table", text_of(model).split("\n")[0])
+        for model in apps.get_app_config("outbox").get_models()
+        if not model._meta.proxy
+    ]
+    for file in sorted((ROOT / "outbox" / "migrations" / "sql").rglob("*.sql")):
+        for comment, kind, name in OBJECT.findall(file.read_text(encoding="utf-8")):
+            text = " ".join(line.removeprefix("--").strip() for line in comment.splitlines())
+            rows.append((name, kind.lower(), re.split(r"(?<=[.]) ", text)[0]))
+    lines = [
+        f"| `{name}` | {kind} | {text.replace('|', chr(92) + '|')} |" for name, kind, text in rows
+    ]
+    return [
+        "## Database objects\n",
+        "In the schema of the log. Functions with a version in their name are called by publishers and workers of one release.\n",
+        "\n".join(["| name | kind | meaning |", "|---|---|---|", *lines]) + "\n",
+    ]
+
+
 def page() -> str:
     """Return the whole page."""
     import outbox
@@ -141,7 +169,7 @@ def page() -> str:
         and issubclass(thing, exceptions.OutboxError)
         and name not in outbox.__all__
     ]
-    return "\n".join([*parts, *commands()]).replace("\n\n\n", "\n\n")
+    return "\n".join([*parts, *commands(), *database_objects()]).replace("\n\n\n", "\n\n")
 
 
 if __name__ == "__main__":

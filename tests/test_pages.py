@@ -32,12 +32,16 @@ def test_the_reference_shows_the_code():
 
 
 @pytest.mark.parametrize("name", outbox.__all__)
-def test_every_public_name_is_in_the_reference_and_in_another_page(name):
-    """Beside the reference, a page shows how it is used."""
-    pages = {page.name: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
+def test_every_public_name_is_in_the_reference_and_in_a_how_to_page(name):
+    """Beside the reference, a page of the site's section "How to" shows how it is used."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    section = site.partition("- How to:")[2].partition("- Reference:")[0]
+    pages = [
+        (DOCS / each).read_text(encoding="utf-8") for each in re.findall(r"- (\S+\.md)", section)
+    ]
 
-    assert f"\n### outbox.{name}\n" in pages.pop("reference.md")
-    assert any(re.search(rf"\boutbox\.{name}\b", text) for text in pages.values())
+    assert f"\n### outbox.{name}\n" in (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert any(re.search(rf"\boutbox\.{name}\b", text) for text in pages)
 
 
 def test_the_page_of_settings_lists_every_system_check():

@@ -96,7 +96,7 @@ class Story:
 
     def kill_worker(self) -> None:
         self.crew.kill(self.workers[0])
-        self.screen.say(f"[yellow]{self.workers[0]} killed with SIGKILL, whatever it had in hand")
+        self.screen.say(f"[yellow]{self.workers[0]} killed with SIGKILL in the middle of its work")
 
     def restart_worker(self) -> None:
         self.start_worker(self.workers[0])

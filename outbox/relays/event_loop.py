@@ -8,6 +8,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from .sink import unavailable
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -22,6 +24,19 @@ def run(coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
     except BaseException:
         future.cancel()
         raise
+
+
+def run_for_sink(coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+    """Run a sink's coroutine for at most three times `timeout` seconds, the limit of one request.
+
+    Raises DestinationUnavailable for an error that does not say how many records were sent.
+    """
+    try:
+        return run(coroutine, timeout * 3)
+    except Exception as error:
+        if hasattr(error, "sent"):
+            raise
+        raise unavailable(error) from error
 
 
 def _loop() -> asyncio.AbstractEventLoop:

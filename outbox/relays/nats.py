@@ -60,12 +60,12 @@ class Nats:
 
     def position(self, origin: Origin, to: str | None) -> int | None:
         """Return the position of the last message of this origin near the end of the stream."""
-        found: int | None = self._run(self._position(origin))
+        found: int | None = event_loop.run_for_sink(self._position(origin), self.timeout)
         return found
 
     def send(self, origin: Origin, records: Sequence[Record]) -> None:
         """Publish the records and wait until the stream has stored them."""
-        self._run(self._send(origin, records))
+        event_loop.run_for_sink(self._send(origin, records), self.timeout)
 
     def close(self) -> None:
         """Give up the connection."""
@@ -73,14 +73,6 @@ class Nats:
         if connection is not None:
             with contextlib.suppress(Exception):
                 event_loop.run(connection.close(), self.timeout)
-
-    def _run(self, coroutine: Any) -> Any:
-        try:
-            return event_loop.run(coroutine, self.timeout * 3)
-        except Exception as error:
-            if hasattr(error, "sent"):
-                raise
-            raise unavailable(error) from error
 
     async def _client(self) -> Any:
         if self._connection is None:

@@ -80,12 +80,12 @@ class RabbitStreams:
         """Return the highest publishing id of this origin in the stream."""
         if to is None:
             return None
-        found: int | None = self._run(self._position(origin, to))
+        found: int | None = event_loop.run_for_sink(self._position(origin, to), self.timeout)
         return found
 
     def send(self, origin: Origin, records: Sequence[Record]) -> None:
         """Publish the records, a frame after the other, each when the one before is confirmed."""
-        self._run(self._send(origin, records))
+        event_loop.run_for_sink(self._send(origin, records), self.timeout)
 
     def close(self) -> None:
         """Give up the connections."""
@@ -94,14 +94,6 @@ class RabbitStreams:
         for producer in producers:
             with contextlib.suppress(Exception):
                 event_loop.run(producer.close(), self.timeout)
-
-    def _run(self, coroutine: Any) -> Any:
-        try:
-            return event_loop.run(coroutine, self.timeout * 3)
-        except Exception as error:
-            if hasattr(error, "sent"):
-                raise
-            raise unavailable(error) from error
 
     async def _producer(self, name: str | None) -> Any:
         """Return the connection that publishes under a name; None: without deduplication."""

@@ -1,6 +1,7 @@
 -- The log: one sequence, one partitioned table, its segments, append-only.
 -- Frozen from the first release on: a change is a new file.
 
+-- The positions of all channels. Without a cache: a session would use cached ones below its floor.
 CREATE SEQUENCE outbox_message_position_seq AS bigint CACHE 1;
 
 -- The values of outbox.context(), as the headers of every message of the transaction.

@@ -172,6 +172,7 @@ BEGIN
 END
 $$;
 
+-- The highest position at or below which no message can appear any more, in any channel.
 CREATE FUNCTION outbox_horizon() RETURNS bigint LANGUAGE sql VOLATILE
 BEGIN ATOMIC
     SELECT outbox_horizon_beside(NULL);

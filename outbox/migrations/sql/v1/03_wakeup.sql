@@ -1,6 +1,7 @@
 -- Wake-ups: the publisher's side (docs/wakeups.md).
 -- Frozen from the first release on: a change is a new file.
 
+-- The lock of a worker that sleeps until a channel has a message.
 CREATE FUNCTION outbox_idle_key(channel text) RETURNS bigint LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT outbox_lock_key(20297, channel);

@@ -1,6 +1,7 @@
 -- Sessions that wait for a group.
 -- Frozen from the first release on: a change is a new file.
 
+-- The lock of a session that waits for a group.
 CREATE FUNCTION outbox_waiter_key(of_group text) RETURNS bigint LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
     SELECT outbox_lock_key(20298, of_group);

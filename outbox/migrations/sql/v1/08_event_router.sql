@@ -4,6 +4,7 @@
 -- tracingspancontext: the trace as the text of a Java properties file.
 -- Frozen from the first release on: a change is a new file.
 
+-- The log with the columns of the Debezium outbox event router, for readers by SQL.
 CREATE VIEW outbox_event_router AS
 SELECT
     lpad(to_hex(position), 32, '0')::uuid AS id,

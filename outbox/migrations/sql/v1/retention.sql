@@ -72,6 +72,7 @@ BEGIN
 END
 $$;
 
+-- Scan a table for rows outside of its promised range, without a lock that publishers wait for.
 CREATE FUNCTION outbox_validate_range_v1(of_name text) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
@@ -79,6 +80,7 @@ BEGIN
 END
 $$;
 
+-- Take the promise of a range back.
 CREATE FUNCTION outbox_drop_promise_v1(of_name text) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
@@ -236,6 +238,7 @@ BEGIN
 END
 $$;
 
+-- Rename a table, such as a rewritten segment.
 CREATE FUNCTION outbox_rename_v1(of_name text, new_name text) RETURNS void LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 BEGIN
