@@ -19,6 +19,9 @@ WITHOUT_PSYCOPG2 := import tomllib; \
 	needed = project["dependencies"] + extras["dev"] + extras["psycopg3"]; \
 	print(*(line for line in needed if "psycopg2" not in line), sep="\n")
 
+# Each of the many processes of a run would compile again what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long test-matrix test-versions soak proof lint bench docs clean
 

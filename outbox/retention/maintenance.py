@@ -78,7 +78,7 @@ def _maintain(using: str, ahead: int, give_up: float | None, done: Done) -> None
     archive.delete_obsolete(using)
     promote_default(using, done, give_up)
     size = next_size(segments.list_segments(using))
-    done.created = [each.name for each in segments.create_ahead(ahead, using, size)]
+    done.created = [each.name for each in segments.create_ahead(ahead, using, size, give_up)]
     chosen = rules.current()
     if chosen.remove_something:
         for removal in removals(using, chosen):
@@ -257,7 +257,7 @@ def close_current(using: str, give_up: float | None = None) -> None:
     """
     done = Done()
     promote_default(using, done, give_up)
-    segments.create_ahead(1, using)
+    segments.create_ahead(1, using, give_up=give_up)
 
     def close() -> None:
         for each in segments.list_segments(using):

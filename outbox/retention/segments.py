@@ -61,11 +61,17 @@ def default_has_rows(using: str | None = None) -> bool:
     return bool(scalar("default_has_rows", using))
 
 
-def create_ahead(count: int, using: str | None = None, size: int | None = None) -> list[Segment]:
+def create_ahead(
+    count: int,
+    using: str | None = None,
+    size: int | None = None,
+    give_up: float | None = None,
+) -> list[Segment]:
     """Add segments until `count` are ahead of the head, and return the new ones.
 
     `size`: positions in each; as in the last segment when left out. A table is made beside the
-    log and attached, which publishers do not wait for. Raises LogIsBusy.
+    log and attached, which publishers do not wait for. `give_up`: seconds to wait for a moment in
+    which no transaction holds the log; see `log_lock`. Raises LogIsBusy.
     """
     using = log_alias(using)
     present = list_segments(using)
@@ -73,7 +79,7 @@ def create_ahead(count: int, using: str | None = None, size: int | None = None) 
     lower, last_size = _after(present, head)
     size = size or last_size
     for number in range(count - count_ahead(present)):
-        _create(lower + number * size, lower + (number + 1) * size, using)
+        _create(lower + number * size, lower + (number + 1) * size, using, give_up)
     known = {each.name for each in present}
     return [each for each in list_segments(using) if each.name not in known]
 
@@ -103,7 +109,7 @@ def _after(present: list[Segment], head: int) -> tuple[int, int]:
     return (upper if upper > head else (head // size + 1) * size), size
 
 
-def _create(lower: int, upper: int, using: str) -> None:
+def _create(lower: int, upper: int, using: str, give_up: float | None = None) -> None:
     name = name_of(lower)
     with transaction.atomic(using=using):
         make_table(name, using)
@@ -112,7 +118,7 @@ def _create(lower: int, upper: int, using: str) -> None:
     def attach() -> None:
         one_row("attach_segment", using, name=name, lower=lower, upper=upper)
 
-    log_lock.run(attach, using, exclusive=False)
+    log_lock.run(attach, using, exclusive=False, give_up=give_up)
 
 
 def _use(lower: int | None, upper: int | None, head: int) -> Use:

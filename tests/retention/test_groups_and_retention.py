@@ -204,15 +204,17 @@ def test_a_failed_maintenance_shows_until_one_succeeds(aged, settings, capsys):
 
 
 def test_a_transaction_that_stays_open_delays_the_removal_and_no_publisher(aged, connect):
-    """A reader holds the log; publishers go on while maintenance waits, gives up and comes again."""
+    """A reader holds the log; publishers go on while maintenance waits, gives up after the seconds
+    that it was given, and comes again."""
     reader = connect().cursor()
     reader.execute("BEGIN")
     reader.execute("SELECT 1 FROM outbox_message LIMIT 1")
-    with pytest.raises(log_lock.LogIsBusy, match="in its transaction"):
+    with pytest.raises(log_lock.LogIsBusy, match="in its transaction") as busy:
         maintenance.maintain("default", give_up=0.5)
 
     publish(1)
 
+    assert busy.value.seconds == 0.5
     assert positions()[0] == 1
     reader.execute("COMMIT")
     assert len(maintenance.maintain("default").dropped) == 3
