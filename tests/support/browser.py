@@ -20,7 +20,13 @@ from tests.support.processes import wait_until
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
-LINK_OR_BUTTON = "//a[contains(., '{0}')] | //button[contains(., '{0}')]"
+LINK_OR_BUTTON = "//*[@id='content']//*[self::a or self::button][contains(., '{0}')]"
+
+ROW = """
+const named = (row) => [...row.cells].some((cell) => cell.tagName == "TH" && cell.innerText.trim() == arguments[0]);
+const row = [...document.querySelectorAll("tr")].find(named);
+return row ? row.innerText.replace(/\\s+/g, " ") : "";
+"""
 
 
 class Browser:
@@ -58,17 +64,46 @@ class Browser:
         self.driver.get(f"{site}/admin/login/")
         self.fill("id_username", name)
         self.fill("id_password", password)
-        self.driver.find_element("css selector", "[type=submit]").click()
+        self._leave_by(lambda: self.driver.find_element("css selector", "[type=submit]"))
 
     def fill(self, name: str, text: str) -> None:
         """Write into the field with an id."""
         self.driver.find_element("id", name).send_keys(text)
 
     def click(self, text: str) -> None:
-        """Click on the first link or button of the page's content that shows a text."""
-        self.driver.find_element("id", "content").find_element(
-            "xpath", "." + LINK_OR_BUTTON.format(text).replace(" //", " .//")
-        ).click()
+        """Click on the first link or button of the page's content that shows a text, and wait for the
+        page that it leads to."""
+        self._leave_by(lambda: self.driver.find_element("xpath", LINK_OR_BUTTON.format(text)))
+
+    def _leave_by(self, find: Callable[[], Any]) -> None:
+        """Click on an element, and wait until the page that had it is gone. The live view may exchange
+        the element between the look and the click: then it is looked for again."""
+        from selenium.common.exceptions import (
+            NoSuchElementException,
+            StaleElementReferenceException,
+        )
+
+        page = self.driver.find_element("tag name", "html")
+
+        def clicked() -> bool:
+            try:
+                find().click()
+            except (NoSuchElementException, StaleElementReferenceException):
+                return False
+            return True
+
+        def gone() -> bool:
+            try:
+                page.is_enabled()
+            except StaleElementReferenceException:
+                return True
+            return False
+
+        wait_until(clicked, 120)
+        wait_until(gone, 120)
+        wait_until(
+            lambda: self.driver.execute_script("return document.readyState") == "complete", 120
+        )
 
     def confirm(self, reason: str) -> None:
         """Give the reason for the plan that is shown, and confirm it."""
@@ -77,12 +112,11 @@ class Browser:
 
     def text(self) -> str:
         """Return what the page shows."""
-        return str(self.driver.find_element("tag name", "body").text)
+        return str(self.driver.execute_script("return document.body.innerText"))
 
     def row(self, name: str) -> str:
         """Return what the page shows in the table's row of a name; empty without such a row."""
-        rows = self.driver.find_elements("xpath", f"//tr[th[normalize-space(.)='{name}']]")
-        return str(rows[0].text) if rows else ""
+        return str(self.driver.execute_script(ROW, name))
 
     def reload_until(self, shows: Callable[[Browser], Any], timeout: float = 120) -> None:
         """Load the page again until it shows something."""
