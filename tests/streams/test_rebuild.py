@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from decimal import Decimal
 
 import pytest
@@ -14,7 +15,7 @@ from tests.bank.models import Account, Deposited
 from tests.support.amounts import amount
 from tests.support.processes import start_manage
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(7200)]
 ROWS = amount(2_500, 100_000)
 """Aggregates; more than two thousand, since progress is told every thousand rows."""
 
@@ -36,10 +37,16 @@ def make_drifted(count):
             )
 
 
-def test_a_rebuild_that_is_killed_twice_ends_with_every_row_its_fold():
+def appended():
+    """How many events the streams of the writers have."""
+    return sum(outbox.stream("accounts", number).version for number in written())
+
+
+def test_a_rebuild_that_is_killed_twice_ends_with_every_row_its_fold(record_property, capsys):
     """It goes on behind the key that it told last; writers append all the while."""
     make_drifted(ROWS)
     stop = threading.Event()
+    before = appended()
 
     def write():
         try:
@@ -63,12 +70,21 @@ def test_a_rebuild_that_is_killed_twice_ends_with_every_row_its_fold():
             after = re.search(r"--after (\S+)", process.stderr.readline())[1]
             process.kill()
             process.communicate()
+        began = time.monotonic()
         last = start_manage("outbox", "rebuild", "bank.Account", "--after", after)
-        _, errors = last.communicate(timeout=max(240, ROWS // 20))
+        out, errors = last.communicate(timeout=4000)
+        seconds = time.monotonic() - began
     finally:
         stop.set()
         writer.join(120)
+    rebuilt = int((re.search(r"(\d+) rows rebuilt", out) or [0, 0])[1])
+    numbers = {"rows": rebuilt, "seconds": round(seconds), "appended": appended() - before}
+    record_property("numbers", numbers)
+    with capsys.disabled():
+        print(f"\nrebuilt after two kills, while writers went on: {numbers}")
 
     assert last.returncode == 0, errors
+    assert rebuilt == ROWS - 1 - int(after)
+    assert numbers["appended"] > 0
     assert Account.objects.count() == ROWS
     assert list(Account.verify()) == []
