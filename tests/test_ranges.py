@@ -18,7 +18,7 @@ from outbox import groups
 from outbox.consuming import claims, cursors, outcomes
 from outbox.consuming.claims import Claims
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
-from outbox.models import Cursor
+from outbox.models import Cursor, Message
 from outbox.operations import redrives, replay, status
 from outbox.operations import scaling as ranges
 from outbox.worker import Worker
@@ -32,6 +32,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 FLIGHTS = Path(__file__).parent.parent / "examples/flights/data/flights-2013-01.csv.gz"
 LIVE_MESSAGES = amount(1_500, 27_000)
+AHEAD = amount(500, 27_000)
+"""How many messages publishers are ahead of the workers at most, about."""
 
 UNCOUNTED = """
     SELECT sum(
@@ -474,11 +476,17 @@ def tails(count):
 
 
 def publish_flights(share, enough):
-    """Publish a share of the flights one by one; begin again until it is enough."""
+    """Publish a share of the flights one by one, not too far ahead; begin again until it is enough."""
     for number, tail in enumerate(itertools.cycle(share)):
+        if number % 25 == 0:
+            wait_until(lambda: enough.is_set() or pending() < AHEAD, 240)
         if number >= len(share) and enough.is_set():
             return
         publish_orders([tail])
+
+
+def pending():
+    return Message.objects.count() - Effect.objects.count()
 
 
 def out_of_order(group):

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from outbox.testing import Received
@@ -43,6 +44,8 @@ class Destination:
     """A server in a folder of its own. `sink` is Python that makes the sink."""
 
     persists = True
+    is_slow = False
+    """Whether the server's work for a message grows with the messages that it holds."""
     refuses_replays = False
     has_fence = True
     most_doubled = 0
@@ -91,6 +94,13 @@ class Destination:
         self.kill()
         self.start()
 
+    def empty(self):
+        """Begin again with nothing of what came before."""
+        self.kill()
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        self.start()
+
     def command(self):
         raise NotImplementedError
 
@@ -103,7 +113,10 @@ class Destination:
         return eval(self.sink(port or self.port), {"relays": relays})
 
     def unreachable(self):
-        return self.open_sink(free_port())
+        """A sink of a port at which nobody listens: it need not wait long."""
+        sink = self.open_sink(free_port())
+        sink.timeout = 1.0
+        return sink
 
 
 def executable(*names):
@@ -340,6 +353,20 @@ class RabbitMq(Destination):
             wait_for_port(self.epmd_port, self.epmd, os.devnull)
         super().start()
 
+    def empty(self):
+        """Delete the streams; the server takes ten seconds to start."""
+        if self.process is None:
+            self.start()
+        asyncio.run(self._delete())
+        self.prepare()
+
+    async def _delete(self):
+        import rstream
+
+        async with rstream.Producer(**self.options()) as producer:
+            for name in CHANNELS:
+                await producer.delete_stream(name, missing_ok=True)
+
     def stop(self):
         super().stop()
         if self.epmd is not None:
@@ -422,6 +449,7 @@ class Sqs(Destination):
     needs = ("boto3", "moto.server", "flask")
     has_fence = False
     persists = False
+    is_slow = True
     most_doubled = 100
 
     def command(self):
@@ -440,7 +468,15 @@ class Sqs(Destination):
             "aws_secret_access_key": "x",
         }
 
+    def empty(self):
+        """Let moto forget its queues."""
+        if self.process is None:
+            self.start()
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/reset", b"", 60).close()
+        self.prepare()
+
     def prepare(self):
+        self.kept = {}
         for name in CHANNELS:
             self.client().create_queue(QueueName=f"{name}.fifo", Attributes={"FifoQueue": "true"})
 
@@ -478,7 +514,6 @@ class Sqs(Destination):
 
     def keep(self, channel, found):
         """What is received is gone from the queue: add it to what was received before."""
-        self.kept = getattr(self, "kept", {})
         self.kept.setdefault(channel, []).extend(found)
         return list(self.kept[channel])
 
