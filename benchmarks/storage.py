@@ -16,10 +16,12 @@ BYTES = """
     FROM pg_inherits
     WHERE inhparent = 'outbox_message'::regclass
 """
-PAYLOAD = "SELECT avg(pg_column_size(payload)), avg(length(payload::text)) FROM outbox_message"
+PAYLOAD = (
+    "SELECT avg(pg_column_size(payload)), avg(pg_column_size(payload::jsonb)) FROM outbox_message"
+)
 SPREAD = """
     INSERT INTO outbox_message (channel, key, type, payload, headers)
-    SELECT 'lane-' || n %% 8, n::text, 'OrderPlaced', %(payload)s::jsonb, '{}'
+    SELECT 'lane-' || n %% 8, n::text, 'OrderPlaced', %(payload)s::json, '{}'
     FROM generate_series(1000001, 1000000 + %(count)s) AS n
 """
 DEAD = """
@@ -38,7 +40,7 @@ def run(*, quick: bool) -> None:
         consumer(group)(backlog)
     connection.close()  # a session's counts are complete when it ends
     table, indexes = harness.execute(BYTES, {"count": backlog})[0]
-    stored, text = harness.execute(PAYLOAD)[0]
+    stored, as_jsonb = harness.execute(PAYLOAD)[0]
     dead, changed = harness.execute(DEAD)[0]
     pages = harness.execute(PAGES)[0][0]
     harness.empty_log()
@@ -51,7 +53,7 @@ def run(*, quick: bool) -> None:
         [
             [
                 f"bytes of a message: {table:.0f} in the table, {indexes:.0f} in the indexes",
-                *harness.against(350, table + indexes, most=True),
+                *harness.against(300, table + indexes, most=True),
             ],
             [
                 f"the same in 8 channels: {spread_table:.0f} and {spread_indexes:.0f}",
@@ -61,5 +63,5 @@ def run(*, quick: bool) -> None:
             ["its tuples updated or deleted", str(changed), "0"],
             ["pages of the cursor table then", str(pages), "a few"],
         ],
-        f" {backlog:,} messages; a payload takes {stored:.0f} bytes as jsonb, {text:.0f} as text.",
+        f" {backlog:,} messages; a payload takes {stored:.0f} bytes, {as_jsonb:.0f} as jsonb.",
     )

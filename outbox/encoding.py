@@ -1,4 +1,4 @@
-"""What PostgreSQL stores of Python values: JSON text for jsonb, and text for keys.
+"""What PostgreSQL stores of Python values: JSON text, and text for keys.
 
 Nothing is changed silently: a value that JSON cannot carry, or a text that
 PostgreSQL cannot store, is refused with the path to it.
@@ -49,7 +49,7 @@ _INFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 
 
 def encode(value: Any, name: str, parts: Sequence[Any] = ()) -> str:
-    """Return `value` as JSON text that jsonb stores without loss.
+    """Return `value` as JSON text that is stored without loss.
 
     `parts`: those of its parts that may have any type, when the rest has none but texts as keys.
 
@@ -140,7 +140,7 @@ def _seems_infinite(value: Any) -> bool:
 def _may_lose_keys(data: bytes) -> bool:
     """Return whether an object in the JSON `data` has equal keys, or a number cannot be read back.
 
-    jsonb keeps one of equal keys, as decoding does: count the keys before and after.
+    Decoding keeps one of equal keys: count the keys before and after.
     """
     try:
         kept = msgspec.json.decode(data)
@@ -169,7 +169,7 @@ def _refuse_equal_keys(value: Any, name: str) -> None:
     twice = next((key for key in keys if keys.count(key) > 1), None)
     what = f"the key {twice} twice in JSON" if twice else "equal keys, or no valid JSON"
     raise UnencodableValue(
-        f"{path} has {what}, and jsonb keeps one value: give each value a key of its own.",
+        f"{path} has {what}, and decoding keeps one value: give each value a key of its own.",
         path=path,
         value=culprit,
         kind=type(culprit).__name__,

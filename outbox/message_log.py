@@ -20,7 +20,7 @@ from .messages import Draft
 from .sql import array, run_statement
 
 MOST_BYTES = 2**28 - 1
-"""Of a jsonb value."""
+"""Of a payload: what a cast to jsonb takes, which a query of the project may make."""
 MOST_BYTES_OF_BATCH = 10**9
 """Of a parameter of a statement, and a little less."""
 

@@ -11,6 +11,7 @@ import outbox
 from outbox import message_log
 from outbox.models import SLOTS, Message
 from tests.support.harness import execute, insert, value
+from tests.support.processes import driver
 from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -83,8 +84,52 @@ def test_a_row_holds_texts(connect):
 
     position, key, type_name, payload, headers, created_at = row
     assert (position, key, type_name) == (Message.objects.get().position, "k", "Raw")
-    assert (payload, headers) == ('{"a": "ä", "b": 1}', '{"n": 1}')
+    assert (payload, headers) == ('{"b":1,"a":"ä"}', '{"n": 1}')
     assert datetime.datetime.fromisoformat(created_at) == Message.objects.get().created_at
+
+
+WRITTEN = '{"z": 1.10, "a": 123456789012345678901234567890, "a": [1e400, {"B" : null}]}'
+
+
+INSERT_RAW = "INSERT INTO outbox_message (channel, type, payload) VALUES (%s, %s, %s)"
+
+
+def test_a_payload_is_stored_as_it_was_written(connect):
+    """The order of names, each digit and each space of it."""
+    execute(connect(), INSERT_RAW, CHANNEL, "t", WRITTEN)
+    (row,) = message_log.read("default", CHANNEL, after=0, until=2**62, slots=ALL, most=5)
+
+    assert row[3] == WRITTEN
+
+
+@pytest.mark.parametrize("escape", [r"\u0000", r"a\ud800", r"\\\u0000"])
+def test_an_escape_that_text_cannot_hold_is_refused(connect, escape):
+    """Each program that reads the log can read the payload as text or jsonb."""
+    session = connect()
+    with pytest.raises(driver.DataError, match="Unicode"):
+        execute(session, INSERT_RAW, CHANNEL, "t", f'["{escape}"]')
+    execute(session, INSERT_RAW, CHANNEL, "t", r'["\\u0000", "\u001f", "\ud83d\ude00"]')
+
+    assert Message.objects.get().payload == ["\\u0000", "\x1f", "\U0001f600"]
+
+
+def test_payloads_are_found_and_read_by_the_orm(connect):
+    """Lookups of a JSONField."""
+    stored = {"id": 7, "lines": [{"sku": "a"}], "total": "1.50"}
+    with transaction.atomic():
+        outbox.publish_raw(CHANNEL, "order", stored)
+
+    for lookup in (
+        {"payload__id": 7},
+        {"payload__id__gte": 7},
+        {"payload__lines__0__sku": "a"},
+        {"payload__has_key": "total"},
+        {"payload__contains": {"id": 7}},
+        {"payload": {"total": "1.50", "lines": [{"sku": "a"}], "id": 7}},
+    ):
+        assert Message.objects.get(**lookup).payload == stored, lookup
+    assert not Message.objects.filter(payload__id=8).exists()
+    assert Message.objects.values_list("payload__lines__0__sku", "payload").get() == ("a", stored)
 
 
 def test_the_horizon_stops_at_an_open_publisher(connect):

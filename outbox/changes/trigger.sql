@@ -70,7 +70,7 @@ ALTER TABLE {table} DISABLE TRIGGER {pgid};
 -- name: append
 INSERT INTO outbox_message (channel, key, type, payload, headers)
 SELECT {channel}, {key}, {type},
-    jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
+    json_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
 FROM {source};
 
 -- name: append_to_streams
@@ -91,7 +91,7 @@ WITH appended AS (
             SELECT row_number() OVER (), made.*
             FROM (
                 SELECT {key},
-                    jsonb_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
+                    json_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
                 FROM {source}
             ) AS made
         ) AS drafts (ordinal, key, payload, headers)

@@ -40,7 +40,7 @@ declared with channel="…", or use publish_raw()."""
 
 
 class PayloadTooLarge(OutboxError, ValueError):
-    """{name} does not fit into a jsonb value of PostgreSQL, which takes at most 268 MB: {reason}. \
+    """{name} does not fit into a message, which takes at most 268 MB of JSON: {reason}. \
 Store the data elsewhere, and publish where it is."""
 
     name: str
@@ -78,7 +78,7 @@ or declare the event's field with a type that msgspec encodes."""
 
 
 class NulCharacter(OutboxError, ValueError):
-    """{path} contains a NUL character (\\x00), which PostgreSQL cannot store in jsonb or text: \
+    """{path} contains a NUL character (\\x00), which PostgreSQL cannot store in JSON or text: \
 remove it before publishing."""
 
     path: str

@@ -83,7 +83,7 @@ class Migration(migrations.Migration):
                 ("key", models.TextField(null=True, verbose_name="key")),
                 ("slot", models.SmallIntegerField(verbose_name="slot")),
                 ("type", models.TextField(verbose_name="type")),
-                ("payload", models.JSONField(verbose_name="payload")),
+                ("payload", outbox.models.PayloadField(verbose_name="payload")),
                 ("headers", models.JSONField(verbose_name="headers")),
                 ("created_at", models.DateTimeField(verbose_name="created at")),
                 ("replayed", models.BooleanField(db_default=False, verbose_name="replayed")),
@@ -290,7 +290,7 @@ class Migration(migrations.Migration):
                         ("channel", models.CharField(max_length=63, verbose_name="channel")),
                         ("key", models.TextField(blank=True, null=True, verbose_name="key")),
                         ("type", models.TextField(verbose_name="type")),
-                        ("payload", models.JSONField(verbose_name="payload")),
+                        ("payload", outbox.models.PayloadField(verbose_name="payload")),
                         ("headers", models.JSONField(default=dict, verbose_name="headers")),
                     ],
                     options={

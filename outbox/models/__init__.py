@@ -18,6 +18,7 @@ from .log_model import (
     SLOTS,
     ClockTimestamp,
     LogModel,
+    PayloadField,
 )
 from .progress import (
     Cursor,
@@ -46,6 +47,7 @@ __all__ = [
     "Message",
     "OperatorAction",
     "ParkedMessage",
+    "PayloadField",
     "Snapshot",
     "Stream",
     "StreamMessage",

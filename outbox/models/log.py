@@ -8,7 +8,7 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import gettext_lazy as _
 
 from .. import triggers
-from .log_model import CHANNEL_LENGTH, SLOTS, ClockTimestamp, LogModel
+from .log_model import CHANNEL_LENGTH, SLOTS, ClockTimestamp, LogModel, PayloadField
 
 
 class Message(LogModel):
@@ -26,7 +26,7 @@ class Message(LogModel):
     channel = models.CharField(_("channel"), max_length=CHANNEL_LENGTH)
     key = models.TextField(_("key"), null=True, blank=True)
     type = models.TextField(_("type"))
-    payload = models.JSONField(_("payload"))
+    payload = PayloadField(_("payload"))
     headers = models.JSONField(_("headers"), default=dict)
 
     class Meta:

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from .. import triggers
-from .log_model import CHANNEL_LENGTH, GROUP_LENGTH, ClockTimestamp, LogModel
+from .log_model import CHANNEL_LENGTH, GROUP_LENGTH, ClockTimestamp, LogModel, PayloadField
 
 
 class Cursor(LogModel):
@@ -94,7 +94,7 @@ class ParkedMessage(LogModel):
     key = models.TextField(_("key"), null=True)
     slot = models.SmallIntegerField(_("slot"))
     type = models.TextField(_("type"))
-    payload = models.JSONField(_("payload"))
+    payload = PayloadField(_("payload"))
     headers = models.JSONField(_("headers"))
     created_at = models.DateTimeField(_("created at"))
     replayed = models.BooleanField(_("replayed"), db_default=False)

@@ -3,7 +3,7 @@
 -- name: append_message
 -- Takes the floor of the channel (trigger) and waits for no other session.
 SELECT outbox_publish_v1(
-    %(channel)s, %(key)s, %(type)s, %(payload)s::jsonb, %(headers)s::jsonb
+    %(channel)s, %(key)s, %(type)s, %(payload)s::json, %(headers)s::jsonb
 )
 
 -- name: append_messages

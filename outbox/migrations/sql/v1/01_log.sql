@@ -19,7 +19,9 @@ CREATE TABLE outbox_message (
     channel varchar(63) NOT NULL CONSTRAINT outbox_message_channel CHECK (channel <> ''),
     key text,
     type text NOT NULL,
-    payload jsonb NOT NULL,
+    -- Escapes that text cannot hold, such as NUL, are refused as jsonb refuses them.
+    payload json NOT NULL CONSTRAINT outbox_message_payload
+        CHECK (strpos(payload::text, '\u') = 0 OR payload::jsonb IS NOT NULL),
     headers jsonb NOT NULL DEFAULT outbox_context()
 ) PARTITION BY RANGE (position);
 

@@ -84,7 +84,7 @@ $$;
 
 -- Append one message and return its position: the floor is that of its channel alone.
 CREATE FUNCTION outbox_publish_v1(
-    channel text, key text, type text, payload jsonb, headers jsonb
+    channel text, key text, type text, payload json, headers jsonb
 ) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
@@ -115,7 +115,7 @@ BEGIN
             CASE WHEN draft.headers IS NULL THEN outbox_context()
                  ELSE outbox_context() || draft.headers END
         FROM json_to_recordset(messages)
-            AS draft (channel text, key text, type text, payload jsonb, headers jsonb)
+            AS draft (channel text, key text, type text, payload json, headers jsonb)
         RETURNING m.position;
     ignored := set_config('outbox.channels', '', true);
 END

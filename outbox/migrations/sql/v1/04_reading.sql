@@ -7,7 +7,7 @@
 CREATE FUNCTION outbox_read(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, most integer
 ) RETURNS TABLE (
-    "position" bigint, key text, type text, payload jsonb, headers jsonb, created_at timestamptz
+    "position" bigint, key text, type text, payload json, headers jsonb, created_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
 SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$

@@ -41,7 +41,7 @@ DROP FUNCTION outbox_horizon();
 DROP FUNCTION outbox_horizon_beside(integer);
 DROP FUNCTION outbox_floors(bigint);
 DROP FUNCTION outbox_publish_many_v1(json, text[]);
-DROP FUNCTION outbox_publish_v1(text, text, text, jsonb, jsonb);
+DROP FUNCTION outbox_publish_v1(text, text, text, json, jsonb);
 DROP FUNCTION outbox_held_floor(text, text);
 DROP FUNCTION outbox_floor_setting();
 DROP FUNCTION outbox_floor_key(text, bigint);

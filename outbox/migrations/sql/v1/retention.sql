@@ -230,7 +230,7 @@ BEGIN
         'INSERT INTO %I (position, created_at, channel, key, type, payload, headers) '
         'SELECT position, created_at, channel, key, type, COALESCE(payload, ''null''), headers '
         'FROM json_to_recordset($1) AS line (position bigint, created_at timestamptz, '
-        '    channel text, key text, type text, payload jsonb, headers jsonb)',
+        '    channel text, key text, type text, payload json, headers jsonb)',
         into_table
     ) USING messages;
     GET DIAGNOSTICS inserted = ROW_COUNT;

@@ -95,7 +95,7 @@ BEGIN
         EXIT WHEN FOUND;
     END LOOP;
     position := outbox_publish_v1(
-        of_channel, of_key, of_type, of_payload::jsonb,
+        of_channel, of_key, of_type, of_payload::json,
         of_headers::jsonb || jsonb_build_object('stream_version', version)
     );
     INSERT INTO outbox_stream_message (channel, key, version, position)

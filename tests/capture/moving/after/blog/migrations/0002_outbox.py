@@ -63,11 +63,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="author",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'authors', new.\"id\"::text, 'blog.Author', jsonb_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'authors', new.\"id\"::text, 'blog.Author', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN to_jsonb(new.*) ELSE outbox_row_image(new.*, jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
                 captures="insert",
                 channel="authors",
                 found="true",
-                hash="f880bbff599007c1ed5b96643027587b5206c8ed",
+                hash="e5d1fad8025c9c43923c3a88d2ed35ef54411146",
                 name="outbox_authors_insert",
                 pgid="pgtrigger_outbox_authors_insert_1da58",
                 pk=["id"],
@@ -76,11 +76,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="post",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'posts', old.\"id\"::text, 'blog.Post', jsonb_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'posts', old.\"id\"::text, 'blog.Post', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN to_jsonb(old.*) ELSE outbox_row_image(old.*, jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
                 captures="delete",
                 channel="posts",
                 found="EXISTS (SELECT FROM old_values AS old WHERE (true))",
-                hash="d2036d36a0fb2b8e60ccfa730ebc6bf390fe6bdb",
+                hash="14cddd746dcfdcbd0a32107d30ae69033c732752",
                 name="outbox_posts_delete",
                 pgid="pgtrigger_outbox_posts_delete_bac7d",
                 pk=["id"],
