@@ -39,7 +39,17 @@ The map, in the order that data takes:
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+if find_spec("psycopg2") is None and find_spec("psycopg") is None:
+    # Before pgtrigger, whose import fails with the name of a module alone.
+    from django.core.exceptions import ImproperlyConfigured
+
+    raise ImproperlyConfigured(
+        "No driver of PostgreSQL is installed: `pip install psycopg2-binary`, or "
+        "`pip install 'django-pgoutbox[psycopg3]'`."
+    )
 
 from .changes.capture import capture
 from .changes.change import Change

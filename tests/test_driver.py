@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import subprocess
+import venv
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -124,3 +128,35 @@ def test_an_alias_of_another_database_is_told_from_the_same_one(tmp_path, empty_
     )
 
     assert printed.split() == ["True", "True", "False"]
+
+
+NEEDED = ("asgiref", "django", "msgspec", "pgtrigger", "sqlparse", "typing_extensions")
+"""What the outbox and its dependencies import, but for a driver."""
+
+
+def test_without_a_driver_the_start_says_what_to_install(tmp_path):
+    """In an environment with everything but a driver the error names both commands."""
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    [packages] = environment.glob("lib/python*/site-packages")
+    for name in NEEDED:
+        file = Path(importlib.import_module(name).__file__)
+        origin = file.parent if file.stem == "__init__" else file
+        (packages / origin.name).symlink_to(origin)
+    entry = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}}
+    apps = ["django.contrib.contenttypes", "django.contrib.auth", "outbox", "pgtrigger"]
+    project = Project(tmp_path, entry, INSTALLED_APPS=apps)
+    done = subprocess.run(
+        [environment / "bin" / "python", "-m", "django", "check"],
+        cwd=tmp_path,
+        env={**os.environ, **project.environment()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "No driver of PostgreSQL is installed" in last
+    assert "pip install psycopg2-binary" in last
+    assert "pip install 'django-pgoutbox[psycopg3]'" in last

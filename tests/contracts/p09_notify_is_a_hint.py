@@ -28,7 +28,7 @@ from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-MESSAGES = amount(2_000, 40_000)
+MESSAGES = amount(1_200, 40_000)
 PUBLISHERS = 4
 LONG = 60.0
 """Seconds of the poll interval: a wake-up that is lost shows as a wait of that length."""
