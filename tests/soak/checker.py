@@ -104,7 +104,8 @@ class Checker:
         )
         holders = {leased_by.rpartition(":")[2] for *_, leased_by, _ in renewals}
         for order, group, channel, slot, position, leased_by, application in renewals:
-            found = re.search(r":(\d+)\*?$", application)
+            # A worker's session: a supervisor, whose pid a worker may have had, ends those of the dead.
+            found = re.search(r"^outbox:.*:(\d+)\*?$", application)
             if found and found[1] in holders and found[1] != leased_by.rpartition(":")[2]:
                 text = f"{application} renewed or ended the lease of {group} that {leased_by} holds"
                 yield Finding("lease of another", text, group, channel, slot, position, order)
