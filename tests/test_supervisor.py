@@ -27,6 +27,8 @@ pytestmark = [
 
 KILLS = amount(8, 60)
 STORM_MESSAGES = amount(1_600, 20_000)
+SIX_STARTS = 240
+"""Seconds that six processes may take to start, one after the other, on a busy machine."""
 
 
 def children(process):
@@ -117,7 +119,7 @@ def test_a_message_that_kills_workers_is_parked(start_command, note, error):
     """A handler that ends its process costs its message the usual tries; all others are handled."""
     others, killer = publish_orders(range(299)), publish_order(note=note)
     supervisor = start_command("consume", "doomed", "--processes", "2")
-    parked = wait_until(ParkedMessage.objects.first)
+    parked = wait_until(ParkedMessage.objects.first, SIX_STARTS)
     wait_until(lambda: Effect.objects.count() == 299)
     code, _ = end(supervisor)
 
@@ -136,7 +138,7 @@ def test_of_a_batch_only_the_message_that_kills_is_parked(start_command):
         m.position for m in Message.objects.filter(position__in=after) if m.key == str(99 % 97)
     ]
     supervisor = start_command("consume", "stackers", "--processes", "1")
-    wait_until(lambda: Effect.objects.count() == 200 - 1 - len(blocked))
+    wait_until(lambda: Effect.objects.count() == 200 - 1 - len(blocked), SIX_STARTS)
     code, written = end(supervisor)
     failed = ParkedMessage.objects.get(reason="failed")
 
@@ -150,7 +152,7 @@ def test_a_handler_that_hangs_is_ended_at_its_time_limit(start_command):
     """The worker is killed, the message fails as `timed out`, its successor handles the others."""
     others, hanging = publish_orders(19), publish_order(19, "hang")
     supervisor = start_command("consume", "hasty", "--processes", "2")
-    parked = wait_until(ParkedMessage.objects.filter(position=hanging).first, timeout=60)
+    parked = wait_until(ParkedMessage.objects.filter(position=hanging).first, SIX_STARTS)
     wait_until(lambda: Effect.objects.count() == 19)
     code, _ = end(supervisor)
 

@@ -3,7 +3,8 @@
 `python -m tests.support.wakeup_load publish CHANNEL COUNT SEED` publishes with pauses, roll-backs and
 savepoints and prints a line "position commit-time" for each message that committed. Most pauses
 are about as long as a worker needs to go idle; after one in a hundred messages comes a silence in
-which a lost wake-up shows.
+which a lost wake-up shows. The transaction before a silence stays open for a moment: that is when a
+worker may go to sleep beside it.
 
 `python -m tests.support.wakeup_load consume CHANNEL` handles messages until it is told to stop and
 prints a line "position handling-time" for each. Nothing but a NOTIFY wakes it within a minute: it
@@ -39,13 +40,14 @@ def publish(channel: str, count: int, seed: int) -> None:
     dice = random.Random(seed)
     published = 0
     while published < count:
-        if position := attempt(channel, dice):
+        is_last = dice.random() < 0.01
+        if position := attempt(channel, dice, is_last):
             print(position, time.time(), flush=True)
             published += 1
-        time.sleep(SILENCE if dice.random() < 0.01 else dice.uniform(0, 0.004))
+        time.sleep(SILENCE if is_last else dice.uniform(0, 0.004))
 
 
-def attempt(channel: str, dice: random.Random) -> int | None:
+def attempt(channel: str, dice: random.Random, is_last: bool) -> int | None:
     """Publish one message in one of the ways of real programs; None when it was rolled back."""
     with transaction.atomic():
         if dice.random() < 0.2:
@@ -53,7 +55,7 @@ def attempt(channel: str, dice: random.Random) -> int | None:
                 outbox.publish_raw(channel, "Tick", {})
                 transaction.set_rollback(True)
         position = outbox.publish_raw(channel, "Tick", {})
-        if dice.random() < 0.2:
+        if is_last or dice.random() < 0.2:
             time.sleep(dice.choice([0.001, 0.005, 0.02]))
         if dice.random() < 0.1:
             transaction.set_rollback(True)
