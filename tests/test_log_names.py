@@ -5,9 +5,19 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from tests.support.harness import backend, execute, horizon, insert, value
+from tests.support.harness import (
+    backend,
+    execute,
+    exhaust,
+    handled,
+    horizon,
+    insert,
+    value,
+    worker,
+)
 from tests.support.processes import open_session, wait_until
 from tests.support.project import Project
+from tests.support.publishing import publish_order
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -16,8 +26,8 @@ STRANGER = """
     CREATE SCHEMA IF NOT EXISTS stranger;
     CREATE OR REPLACE FUNCTION stranger.set_config(text, text, boolean) RETURNS text
         LANGUAGE sql AS 'SELECT $2';
-    CREATE OR REPLACE FUNCTION stranger.pg_advisory_xact_lock_shared(bigint) RETURNS text
-        LANGUAGE sql AS 'SELECT ''nothing is locked''';
+    CREATE OR REPLACE FUNCTION stranger.pg_try_advisory_xact_lock_shared(bigint) RETURNS boolean
+        LANGUAGE sql AS 'SELECT true';
     CREATE OR REPLACE FUNCTION stranger.outbox_floor_key(text, bigint) RETURNS bigint
         LANGUAGE sql AS 'SELECT 7::bigint';
     CREATE SEQUENCE IF NOT EXISTS stranger.outbox_message_position_seq START 4000000;
@@ -189,6 +199,39 @@ def test_a_lock_of_the_project_holds_nothing_back(session, connect):
 
     assert horizon(session) == after
     assert value(session, "SELECT horizons FROM outbox_horizons_v1('{orders}')") == [after]
+
+
+KEYS_OF_THE_LIBRARY = """
+    SELECT pg_advisory_lock(key)
+    FROM (
+        SELECT outbox_floor_key(channel, floor)
+        FROM unnest('{"",orders}'::text[]) AS channel, generate_series(%s - 5, %s + 50) AS floor
+        UNION SELECT outbox_idle_key('orders') UNION SELECT outbox_bucket_key('orders')
+        UNION SELECT outbox_waiter_key('billing')
+    ) AS taken (key)
+"""
+
+
+def test_a_project_that_locks_the_numbers_of_the_library_delays_nothing(session, connect):
+    """Exclusive locks on the very keys of the next floors, of sleepers, waiters and claims: publishers
+    take a lower floor, and workers handle each message at once."""
+    stranger, publisher = connect(), connect()
+    before = insert(session)
+    billing = worker("billing")
+    exhaust(billing)
+    execute(stranger, KEYS_OF_THE_LIBRARY, before, before)
+    execute(stranger, "SELECT pg_advisory_lock(20291, outbox_claim_number(id)) FROM outbox_cursor")
+    execute(publisher, "SET lock_timeout = '20s'")
+    execute(publisher, "BEGIN")
+    raw = insert(publisher)
+    open_horizon = horizon(session)
+    execute(publisher, "COMMIT")
+    published = publish_order()
+    exhaust(billing)
+
+    assert open_horizon < raw
+    assert horizon(session) == published
+    assert handled("billing") == [before, raw, published]
 
 
 def test_the_keys_of_the_library_do_not_meet():

@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(600)]
 TRANSACTIONS = amount(25, 300)
 """Of each publisher."""
 WORKERS = 2
-ROUNDS = 5
+ROUNDS = 10
 """Loads after which a broken protocol counts as not found."""
 GROUPS = {
     "one": ([*CHANNELS, CAPTURED], {}),
@@ -59,8 +59,8 @@ POLL = 600.0
 LATE = [
     (
         "outbox_take_floor()",
-        "ignored := pg_advisory_xact_lock_shared(outbox_floor_key(channel, floor));",
-        "",
+        "WHILE NOT pg_try_advisory_xact_lock_shared(outbox_floor_key(channel, floor)) LOOP",
+        "WHILE false LOOP",
     ),
     (
         "outbox_check_positions_and_notify()",

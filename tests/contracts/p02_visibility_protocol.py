@@ -676,15 +676,18 @@ def test_a_chosen_position_below_the_floor_is_refused(session):
     assert stored() == []
 
 
-def test_a_position_passed_while_the_floor_was_taken_is_refused(session, connect, observer):
+def test_a_position_passed_while_the_floor_was_taken_is_refused(
+    session, connect, observer, close_gate
+):
     """Between reading the sequence and holding the floor a publisher is invisible to readers: what
     they pass meanwhile is not free for it."""
     insert(session)
     last = last_position(session)
-    execute(session, "SELECT pg_advisory_lock(outbox_floor_key('', %s))", last)
-    writer = connect()
-    pid = value(writer, "SELECT pg_backend_pid()")
-    refused = []
+    original = value(session, "SELECT pg_get_functiondef('outbox_take_floor()'::regprocedure)")
+    loop = "WHILE NOT pg_try_advisory_xact_lock_shared"
+    held = f"PERFORM pg_advisory_xact_lock_shared({GATES}, {gate_key('floor')}); {loop}"
+    assert loop in original
+    gate, writer, refused = close_gate("floor"), connect(), []
 
     def name_a_position():
         try:
@@ -692,12 +695,16 @@ def test_a_position_passed_while_the_floor_was_taken_is_refused(session, connect
         except DRIVER_ERROR as error:
             refused.append(str(error))
 
-    thread = threading.Thread(target=name_a_position)
-    thread.start()
-    wait_until(lambda: value(observer, "SELECT pg_blocking_pids(%s) <> '{}'", pid))
-    execute(session, "SELECT nextval('outbox_message_position_seq') FROM generate_series(1, 5)")
-    execute(session, "SELECT pg_advisory_unlock(outbox_floor_key('', %s))", last)
-    thread.join()
+    try:
+        execute(session, original.replace(loop, held))
+        thread = threading.Thread(target=name_a_position)
+        thread.start()
+        wait_until(gate.waiting)
+        execute(session, "SELECT nextval('outbox_message_position_seq') FROM generate_series(1, 5)")
+        gate.open()
+        thread.join()
+    finally:
+        execute(session, original)
 
     assert len(refused) == 1
     assert "position" in refused[0]

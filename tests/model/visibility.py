@@ -109,7 +109,7 @@ def _publisher(state: State, name: str, mutant: str) -> Iterator[Step]:
         kind = "b" if mutant == "another channel's floor" and own.kind == "a" else own.kind
         value = own.value if own.at == "lock" else state.last
         yield to(
-            f"pg_advisory_xact_lock_shared ({kind}, {value})",
+            f"pg_try_advisory_xact_lock_shared ({kind}, {value})",
             own._replace(
                 at="draw" if own.at == "lock" else "free",
                 value=0,

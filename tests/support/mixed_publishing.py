@@ -113,7 +113,7 @@ def mistaken(session: Any, dice: random.Random) -> list[int]:
     except DRIVER_ERROR:
         execute(session, "ROLLBACK")
         return []
-    pause(session, dice, 0.2)  # longer than the others' transactions, whose floors protect it, too
+    pause(session, dice, 0.5)  # longer than the others' transactions, whose floors protect it, too
     execute(session, "COMMIT")
     return [number]
 

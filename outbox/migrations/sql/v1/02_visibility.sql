@@ -70,7 +70,10 @@ BEGIN
                 pg_sequence_last_value('outbox_message_position_seq'), outbox_last_position()
             );
         END IF;
-        ignored := pg_advisory_xact_lock_shared(outbox_floor_key(channel, floor));
+        -- A lock of the project may have this very key: a lower floor is a bound as well.
+        WHILE NOT pg_try_advisory_xact_lock_shared(outbox_floor_key(channel, floor)) LOOP
+            floor := floor - 1;
+        END LOOP;
         -- Positions allocated before the lock was held may lie below a published horizon.
         taken := taken || ' ' || outbox_floor_hash(channel) || ':'
             || GREATEST(floor, pg_sequence_last_value('outbox_message_position_seq'));
