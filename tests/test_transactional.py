@@ -81,6 +81,27 @@ def test_a_write_with_an_older_position_is_refused(script):
     assert account("scripted") == (2, 2)
 
 
+@pytest.mark.parametrize("stale", ["generation", "lease_token", "transaction"])
+def test_a_write_of_another_generation_token_or_transaction_is_refused(script, stale):
+    """The row is at the claim's position, but was reset to it, was leased by another worker, or the
+    transaction that locked it has ended: each alone refuses the advance."""
+    billing = script()
+    positions = publish("a", "b")
+    Worker([billing.group]).register()
+    claim = claimed(billing.group, positions[-1])
+    with pytest.raises(StaleClaim), transaction.atomic():
+        with connection.cursor() as locking:
+            locking.execute("SELECT pg_current_xact_id()::text")
+            (number,) = locking.fetchone()
+        if stale != "transaction":
+            of_others = {stale: getattr(claim, stale) + 1}
+            claim = dataclasses.replace(claim, transaction=number, **of_others)
+        outcomes.write(Outcome(claim=claim, position=positions[-1], processed=2), "default")
+
+    assert billing.cursor().position == claim.position
+    assert billing.drain() == 2
+
+
 def _of_transaction(claim, number):
     return dataclasses.replace(claim, transaction=number)
 

@@ -14,8 +14,8 @@ import sys
 import time
 
 RAW = """INSERT INTO outbox_message (channel, key, type, payload)
-    VALUES (%s, %s, 'Item', jsonb_build_object('n', %s::text))"""
-ANNOUNCED = "SELECT outbox_publish_v1(%s, %s, 'Item', jsonb_build_object('n', %s::text), '{}')"
+    VALUES (%s, %s, 'Item', json_build_object('n', %s::text))"""
+ANNOUNCED = "SELECT outbox_publish_v1(%s, %s, 'Item', json_build_object('n', %s::text), '{}')"
 
 
 def main(driver: str, dsn: str, seed: str, file: str) -> None:

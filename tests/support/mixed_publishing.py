@@ -24,10 +24,10 @@ CAPTURED = "counters"
 KEYS = 12
 RAW = """
     INSERT INTO outbox_message (channel, key, type, payload)
-    VALUES (%s, %s, 'Item', jsonb_build_object('n', %s::bigint))
+    VALUES (%s, %s, 'Item', json_build_object('n', %s::bigint))
 """
 ANNOUNCED = """
-    SELECT outbox_publish_v1(%s, %s, 'Item', jsonb_build_object('n', %s::bigint), '{}')
+    SELECT outbox_publish_v1(%s, %s, 'Item', json_build_object('n', %s::bigint), '{}')
 """
 COPY = "COPY outbox_message (channel, key, type, payload) FROM STDIN"
 
