@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from django.db import connection
 
 import outbox
+from outbox.consuming.notifications import Wakeups
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.support.harness import Background, execute
@@ -13,6 +16,18 @@ from tests.support.processes import wait_until
 from tests.support.publishing import publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Sleeper(Wakeups):
+    """Sleeps until a NOTIFY comes, and tells when it does."""
+
+    asleep = threading.Event()
+
+    def _sleep(self, seconds: float) -> None:
+        if seconds > 60:
+            self.asleep.set()
+        super()._sleep(seconds)
+        self.asleep.clear()
 
 
 def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
@@ -26,7 +41,8 @@ def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
             connection.close()
             handled.append(message.position)
 
-        worker = Worker([group])
+        wakeups = Sleeper([group], "default", poll_interval=600.0)
+        worker = Worker([group], wakeups=wakeups)
         thread = Background(worker.run)
     observer = connect()
     name = (
@@ -36,6 +52,7 @@ def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
     seen: list[int] = []
     try:
         for turn in range(1, 4):
+            assert wakeups.asleep.wait(60)
             publish(None, channel="closing")
             wait_until(lambda n=turn: len(handled) == n, timeout=60)
             [(pid,)] = wait_until(lambda: execute(observer, name, seen), timeout=60)
