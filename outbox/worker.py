@@ -16,12 +16,13 @@ from django.db import Error, connections, transaction
 from . import database, message_log, observers, outages, positions
 from . import groups as group_registry
 from .conf import log_alias, settings
-from .consuming import cursors, leased, outcomes, transactional
+from .consuming import cursors, leased, outcomes, shared, transactional
 from .consuming.batch import Batch
 from .consuming.batch_limits import BatchLimits
 from .consuming.claims import Claims
 from .consuming.generations import Generations
 from .consuming.notifications import Wakeups
+from .consuming.shared import SharedBatch
 from .exceptions import StaleClaim
 from .groups import ConsumerGroup
 from .outages import Meaning, Outage
@@ -43,7 +44,11 @@ class Delivery(Protocol):
         """Clean up after the whole transaction failed; return as `finish`."""
 
 
-DELIVERIES: dict[str, Delivery] = {"exactly_once": transactional, "at_least_once": leased}
+DELIVERIES: dict[str, Delivery] = {
+    "exactly_once": transactional,
+    "at_least_once": leased,
+    "shared": shared,
+}
 
 
 class Worker:
@@ -115,40 +120,44 @@ class Worker:
                         pass
                     elif batch.rows:
                         has_begun = True  # it may turn out that all its messages are parked
-                        DELIVERIES[batch.group.delivery].begin(batch)
+                        DELIVERIES[batch.delivery].begin(batch)
                     else:  # a gap: its move is committed before anything that may fail
                         outcomes.write(batch.outcome(), self.using)
             except (Error, StaleClaim) as error:
                 if batch is not None:
-                    delivery = DELIVERIES[batch.group.delivery]
+                    delivery = DELIVERIES[batch.delivery]
                     return self._count(batch, delivery.recover(batch, error))
                 if database.is_conflict(error):
                     return 0
                 raise
             if batch is not None and has_begun:
                 return self._finish(batch)
-            if batch is None and not self.claims.is_incomplete:
+            if batch is None and not self.claims.has_more:
                 return None
             if self.claims.log_was_emptied:
                 self._start_over()
 
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; without any when it has a gap before it."""
-        found = self.claims.claim(
-            self._round_robin, self.limits.messages, self.limits.bytes, self._last_position
-        )
-        if found is None:
+        limits = self.limits.messages, self.limits.bytes
+        if window := self.claims.claim_window(*limits):
+            claims, rows = [*window.claims.values()], window.rows
+        elif found := self.claims.claim(self._round_robin, *limits, self._last_position):
+            claims, rows = [found[0]], found[1]
+        else:
             return None
-        claim, rows = found
-        self._generations.compare(claim)
-        group = self._by_name[claim.group]
+        for claim in claims:
+            self._generations.compare(claim)
+        claim, group = claims[0], self._by_name[claims[0].group]
         self._round_robin.sort(key=lambda each: each is group)
+        if window:
+            return SharedBatch(group, claim, rows, claim.limit, self.using, window=window)
         return Batch(group, claim, rows, claim.limit, self.using, lambda: self._stopping)
 
     def _finish(self, batch: Batch) -> int:
         """Do what a batch needs after its transaction; again, if the database goes away in it."""
         self._unfinished = batch
-        moved = DELIVERIES[batch.group.delivery].finish(batch)
+        moved = DELIVERIES[batch.delivery].finish(batch)
         self._unfinished = None
         return self._count(batch, moved)
 
@@ -245,7 +254,7 @@ class Worker:
         if raw is not None and raw is self._raw:
             return
         self._forget_session()
-        self._raw = database.set_up(self.using, self._application_name())
+        self._raw = database.set_up(self.using, cursors.session_name(self._by_name))
         self.register()
         outage.note_answer()
 
@@ -274,16 +283,6 @@ class Worker:
         self._forget_session()
         outages.discard(self.using)
         return delay
-
-    def _application_name(self) -> str:
-        """Return which groups and who, in the 63 bytes that the server keeps."""
-        host, _, pid = cursors.holder().rpartition(":")
-        who = f" {host[:24]}:{pid}"
-        groups = "outbox:" + ",".join(self._by_name)
-        room = 63 - len(who.encode())
-        if len(groups.encode()) > room:
-            groups = groups.encode()[: room - 3].decode(errors="ignore") + "..."
-        return groups + who
 
     def _start_over(self) -> None:
         """Begin again in a log that was emptied, or restored, with the cursors."""

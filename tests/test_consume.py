@@ -11,11 +11,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from outbox import groups
-from outbox.consuming import in_flight
+from outbox.consuming import cursors, in_flight
 from outbox.consuming.in_flight import InFlight
 from outbox.models import Cursor, ParkedMessage
 from outbox.processes import heartbeat
-from outbox.worker import Worker
 from tests.shop.models import Effect, Fault
 from tests.support.harness import execute, handled, stored, worker
 from tests.support.processes import ROOT, manage, start_manage, start_process, wait_until
@@ -149,7 +148,7 @@ def test_the_session_says_who_works(start_command):
     names = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'outbox:%%'"
     [(name,)] = wait_until(lambda: execute(connection, names))
     end(process)
-    long_name = Worker([*groups.all_groups()])._application_name()
+    long_name = cursors.session_name(group.name for group in groups.all_groups())
 
     assert name.startswith("outbox:billing,shipping ")
     assert name.endswith(f":{process.pid}")

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from outbox import groups
-from outbox.consuming import claims, cursors, outcomes
+from outbox.consuming import claims, cursors, outcomes, windows
 from outbox.consuming.claims import Claims
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor, Message
@@ -24,7 +24,7 @@ from outbox.operations import scaling as ranges
 from outbox.worker import Worker
 from tests.shop.models import Effect, Fault
 from tests.support.amounts import amount
-from tests.support.harness import due_now, exhaust, handled, stored, value, worker
+from tests.support.harness import due_now, execute, exhaust, handled, stored, value, worker
 from tests.support.processes import wait_until
 from tests.support.publishing import publish_orders
 
@@ -431,7 +431,7 @@ def test_a_range_of_the_queue_without_a_message_is_not_idle_up_to_a_newer_horizo
     publish_orders(keys[2:3])
     one.claims.drop_queue()
     one.run_once()
-    queue = [each for waiting in one.claims._queue.values() for each, _ in waiting]
+    queue = [each.range.id for waiting in one.claims._queue.values() for each in waiting]
     late = publish_orders(keys)
     for _ in range(12):
         one.run_once()
@@ -532,3 +532,28 @@ def test_the_number_of_ranges_changes_under_load(background, start_command):
     assert not Effect.objects.filter(overlapped=True).exists()
     assert uncounted("billing") == 0
     assert workers.returncode == 0
+
+
+def test_a_drain_goes_on_past_ranges_that_another_session_holds(connect, monkeypatch):
+    """The next ranges of the queue are in use: those behind them are handled, not left."""
+    monkeypatch.setattr(windows, "LEAST_RANGES", 1_000)
+    monkeypatch.setattr(claims, "QUEUE_SECONDS", 60.0)
+    ranges.scale(groups.get("billing"), 100)
+    keys = [key_in(each.slot_from, each.slot_to) for each in Cursor.objects.filter(group="billing")]
+    positions = publish_orders(keys)
+    one = worker("billing")
+    one.run_once()
+    queue = [each.range.id for each in one.claims._queue["billing"]]
+    session = connect()
+    execute(session, "BEGIN")
+    held = "SELECT id FROM outbox_cursor WHERE id = ANY(%s) FOR UPDATE"
+    assert len(execute(session, held, queue[:50])) == 50
+    while one.run_once() is not None:
+        pass
+    done = len(handled("billing"))
+    session.rollback()
+    one.claims.drop_queue()
+    exhaust(one)
+
+    assert done == 50
+    assert sorted(handled("billing")) == sorted(positions)

@@ -66,6 +66,11 @@ class Batch:
         self.ends_at = self.deadline = self.began_at + settings().batch_seconds
 
     @property
+    def delivery(self) -> str:
+        """Which module handles the batch."""
+        return self.group.delivery
+
+    @property
     def is_single(self) -> bool:
         """Whether it is one message of which nothing must be kept when it fails.
 

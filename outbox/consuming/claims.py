@@ -2,6 +2,7 @@
 
     queue of ranges -> claimed
     queue is empty -> horizons read, ranges looked at -> claimed, the others in the queue
+    many ranges of a group are in the queue -> in windows -> several claimed together
 
 One statement does all of it. The horizons count until the queue is empty, or a second; ranges
 without a message are idle, and are looked at again only where their channel has news.
@@ -24,7 +25,8 @@ from ..message_log import LogState
 from ..sql import array, run_statement
 from . import cursors
 from .cursors import Claim
-from .idle_ranges import IdleRange, IdleRanges
+from .idle_ranges import IdleRanges, KnownRange
+from .windows import Place, Waiting, WindowClaim, Windows
 
 SCAN_PART = 0.05
 """The part of its time that a worker looks at all ranges, when there are more than a few."""
@@ -46,16 +48,15 @@ class _State(msgspec.Struct):
 
 
 class _Idle(msgspec.Struct):
-    range: IdleRange
+    range: KnownRange
     horizon: int
 
 
 _decode_state = msgspec.json.Decoder(_State).decode
 _decode_idle = msgspec.json.Decoder(_Idle).decode
-_decode_queue = msgspec.json.Decoder(tuple[list[int], list[int]]).decode
-
-Place = tuple[str, str]
-"""A group and one of its channels."""
+_decode_queue = msgspec.json.Decoder(
+    tuple[list[int], list[int], list[tuple[int, int, int, int]]]
+).decode
 
 
 class Claims:
@@ -67,6 +68,7 @@ class Claims:
     def __init__(self, using: str, *, count_own_floor: bool = True) -> None:
         self.using = using
         self.count_own_floor = count_own_floor
+        self.windows = Windows(using)
         self.forget()
 
     def forget(self) -> None:
@@ -76,12 +78,19 @@ class Claims:
         self.log_was_emptied = self.is_incomplete = False
         """Whether the last claim has only read the log: ask again, in another transaction."""
         self._advanced_at = 0
-        self._tried: list[tuple[int, Place]] = []
+        self._tried: list[Waiting] = []
         self.drop_queue()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether to claim again at once, in another transaction, when nothing was found."""
+        return self.is_incomplete or bool(self._queue) or bool(self.windows.waiting)
 
     def drop_queue(self) -> None:
         """Read the horizons and look at all ranges for the next claim."""
-        self._queue: dict[str, deque[tuple[int, Place]]] = {}
+        self.windows.drop()
+        self._queue: dict[str, deque[Waiting]] = {}
+        self._had_window = False
         self._scan_at = self._drop_at = 0.0
 
     def claim(
@@ -130,11 +139,36 @@ class Claims:
             self.is_incomplete = True
         return found
 
+    def claim_window(self, most: int, most_bytes: int) -> WindowClaim | None:
+        """Lock several ranges of a group and read their next messages, in turn with `claim`.
+
+        Only where a group has many with messages. Returns None when it is the turn of a range.
+        """
+        is_turn = not (self._had_window and self._queue) and time.monotonic() < self._drop_at
+        self._had_window = False
+        while is_turn and self.windows.waiting and not self.is_incomplete:
+            window = self.windows.waiting.popleft()
+            if window.after >= self.state.horizons[window.place[1]]:
+                for known in window.ranges:
+                    self.idle.add(known, window.after)
+                continue
+            found = self.windows.claim(window, self.state, most, most_bytes)
+            if found is None:
+                self.drop_queue()
+                return None
+            for known in found.left_out:
+                self._append(window.remove(known))
+            if found.rows:
+                self._had_window = True
+                return found
+            window.after = found.limit
+            self.windows.waiting.appendleft(window)
+        return None
+
     def note_done(self, claim: Claim) -> None:
         """Note that all messages of a claim are handled: its range may be idle now."""
-        if len(self.idle) >= FEW:
-            idle = IdleRange(claim.id, claim.generation, claim.channel, *claim.slots)
-            self.idle.add(idle, claim.limit)
+        if not self.windows.note_done(claim.limit) and len(self.idle) >= FEW:
+            self.idle.add(_range_of(claim), claim.limit)
 
     def _note_idle(self, without_messages: Iterable[_Idle]) -> None:
         """Note ranges without a message, after the horizons that the same statement has read.
@@ -174,8 +208,8 @@ class Claims:
             "without_own": not self.count_own_floor,
             "reads_log": looks_further and not self.is_incomplete,
             "is_scan": looks_further and (is_scan or self.is_incomplete),
-            "queue_ids": array(cursor_id for cursor_id, _ in self._tried),
-            "queue_numbers": array(places[place] for _, place in self._tried),
+            "queue_ids": array(each.range.id for each in self._tried),
+            "queue_numbers": array(places[each.place] for each in self._tried),
             "most": most,
             "most_bytes": size,
         }
@@ -199,12 +233,13 @@ class Claims:
                 seen.log != known.log or seen.last_position < known.last_position
             )
             self.idle.clear()
+            self.windows.drop()
         self.idle.move(self.state.horizons, seen.woken or (), seen.log)
         return bool(seen.woken)
 
-    def _next_in_queue(self, groups: Sequence[ConsumerGroup]) -> list[tuple[int, Place]]:
+    def _next_in_queue(self, groups: Sequence[ConsumerGroup]) -> list[Waiting]:
         """Take the next ranges out of the queue, of each group in turn."""
-        taken: list[tuple[int, Place]] = []
+        taken: list[Waiting] = []
         while self._queue and len(taken) < QUEUE_PART:
             for group in groups:
                 waiting = self._queue.get(group.name)
@@ -215,22 +250,42 @@ class Claims:
         return taken
 
     def _fill_queue(
-        self, groups: Sequence[ConsumerGroup], ids: list[int], numbers: list[int]
+        self,
+        groups: Sequence[ConsumerGroup],
+        ids: list[int],
+        numbers: list[int],
+        ranges: list[tuple[int, int, int, int]],
     ) -> None:
-        places = _places(groups)
-        for cursor_id, number in zip(ids, numbers, strict=True):
+        """Add ranges to the queue, or to windows; an unchanged range of a window stays there."""
+        places, in_windows = _places(groups), self.windows.ranges()
+        for cursor_id, number, (generation, first, last, done) in zip(
+            ids, numbers, ranges, strict=True
+        ):
             place = places[number - 1]
-            self._queue.setdefault(place[0], deque()).append((cursor_id, place))
+            known = KnownRange(cursor_id, generation, place[1], first, last)
+            if known not in in_windows:
+                self._append(Waiting(known, place, done))
+        for group in groups:
+            if rest := self.windows.form(group, self._queue.pop(group.name, deque())):
+                self._queue[group.name] = rest
+
+    def _append(self, waiting: Waiting) -> None:
+        self._queue.setdefault(waiting.place[0], deque()).append(waiting)
 
     def _keep_place(self, claim: Claim) -> None:
         """Put back into the queue what was not tried, and the claimed range if it has more."""
-        ids = [cursor_id for cursor_id, _ in self._tried]
+        self.windows.note_alone(claim.id)
+        ids = [each.range.id for each in self._tried]
         rest = self._tried[ids.index(claim.id) + 1 :] if claim.id in ids else []
-        for cursor_id, place in reversed(rest):
-            self._queue.setdefault(place[0], deque()).appendleft((cursor_id, place))
+        for each in reversed(rest):
+            self._queue.setdefault(each.place[0], deque()).appendleft(each)
         if claim.limit < self.state.horizons.get(claim.channel, 0):
             place = claim.group, claim.channel
-            self._queue.setdefault(claim.group, deque()).append((claim.id, place))
+            self._append(Waiting(_range_of(claim), place, claim.limit))
+
+
+def _range_of(claim: Claim) -> KnownRange:
+    return KnownRange(claim.id, claim.generation, claim.channel, *claim.slots)
 
 
 def _places(groups: Sequence[ConsumerGroup]) -> list[Place]:

@@ -191,6 +191,17 @@ def holder(pid: int | None = None) -> str:
     return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
+def session_name(groups: Iterable[str]) -> str:
+    """Return which groups and which process, in the 63 bytes that the server keeps."""
+    host, _, pid = holder().rpartition(":")
+    who = f" {host[:24]}:{pid}"
+    names = "outbox:" + ",".join(groups)
+    room = 63 - len(who.encode())
+    if len(names.encode()) > room:
+        names = names.encode()[: room - 3].decode(errors="ignore") + "..."
+    return names + who
+
+
 def lease(claim: Claim, seconds: float, using: str) -> Claim:
     """Lease a claimed range, so that it stays claimed after the commit; return the new claim."""
     parameters: dict[str, Any] = {"id": claim.id, "lease": seconds, "holder": holder()}

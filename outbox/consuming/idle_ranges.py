@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from ..sql import array
 
 
-class IdleRange(NamedTuple):
-    """A slot range without a message up to the horizon of its channel."""
+class KnownRange(NamedTuple):
+    """A slot range as a session saw it last."""
 
     id: int
     """Of its cursor."""
@@ -34,12 +34,12 @@ class IdleRanges:
     def __init__(self) -> None:
         self.horizons: dict[str, int] = {}
         self.log = ""
-        self._ranges: dict[int, IdleRange] = {}
+        self._ranges: dict[int, KnownRange] = {}
 
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def add(self, idle: IdleRange, horizon: int) -> None:
+    def add(self, idle: KnownRange, horizon: int) -> None:
         """Note a range that has nothing up to `horizon`, if that is still the channel's."""
         if self.horizons.get(idle.channel) == horizon:
             self._ranges[idle.id] = idle

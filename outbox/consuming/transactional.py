@@ -48,7 +48,7 @@ def begin(batch: Batch) -> None:
     batch.prepare()
     connection = connections[batch.using]
     while batch.is_open:
-        watch = _Watch(batch.group, batch.claim, batch.using, is_careful=batch.is_careful)
+        watch = Watch(batch.group, batch.claim, batch.using, is_careful=batch.is_careful)
         with _savepoint(batch):
             result = batch.run(watch.after_call)
             if isinstance(result, Failed):
@@ -104,7 +104,7 @@ def handle_alone(group: ConsumerGroup, claim: Claim, message: Message, using: st
 
     When a savepoint cannot undo the failure, the transaction is marked for a roll-back.
     """
-    watch = _Watch(group, claim, using, is_careful=True)
+    watch = Watch(group, claim, using, is_careful=True)
     with transaction.atomic(using=using):
         result = handlers.run(group, [message], watch.after_call, in_flight.no_record)
         if isinstance(result, Failed):
@@ -116,7 +116,7 @@ def _savepoint(batch: Batch) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if batch.is_single else transaction.atomic(using=batch.using)
 
 
-class _Watch:
+class Watch:
     """Looks, after each call of a handler, at what it did to the transaction that it ran in."""
 
     def __init__(self, group: ConsumerGroup, claim: Claim, using: str, *, is_careful: bool) -> None:

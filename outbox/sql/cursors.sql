@@ -46,6 +46,49 @@ SELECT outbox_advance_v1(
     %(attempts)s, %(failed_position)s, %(retry_delay)s, %(last_error)s, %(lease)s
 )
 
+-- name: claim_window
+-- Walks outbox_message_by_channel once for several ranges; locks the cursor rows of those that have
+-- a message until commit, and skips locked ones.
+SELECT *
+FROM outbox_claim_window_v1(
+    %(channel)s, %(horizon)s, %(log)s, %(ids)s, %(generations)s, %(first)s, %(last)s, %(after)s,
+    %(most)s, %(most_bytes)s
+)
+
+-- name: advance_cursors
+-- The same for several rows of one claim, of whose messages none has failed, in one statement.
+WITH written AS (
+    UPDATE outbox_cursor AS c
+    SET position = done.to_position,
+        max_position = GREATEST(c.max_position, done.to_position),
+        processed = c.processed + done.processed,
+        skipped = c.skipped + done.skipped,
+        rate = done.rate,
+        retry_at = NULL,
+        last_error = '',
+        leased_until = NULL,
+        last_served_at = transaction_timestamp(),
+        last_commit_at = clock_timestamp()
+    FROM unnest(
+        %(id)s::bigint[], %(generation)s::integer[], %(lease_token)s::bigint[],
+        %(of_position)s::bigint[], %(position)s::bigint[], %(processed)s::bigint[],
+        %(skipped)s::bigint[], %(rate)s::float8[]
+    ) AS done (
+        id, generation, lease_token, of_position, to_position, processed, skipped, rate
+    )
+    CROSS JOIN LATERAL (
+        SELECT n.ctid FROM outbox_cursor AS n WHERE n.id <= done.id ORDER BY n.id DESC LIMIT 1
+    ) AS newest
+    WHERE c.ctid = newest.ctid
+      AND c.id = done.id
+      AND c.generation = done.generation
+      AND c.lease_token = done.lease_token
+      AND c.position = done.of_position
+      AND %(transaction)s = pg_current_xact_id_if_assigned()::text
+    RETURNING c."group"
+)
+SELECT count(*) = %(count)s AND outbox_signal_waiters(max("group")) IS NOT NULL FROM written
+
 -- name: settle_cursors
 -- Locks the cursors it moves, which are known to be idle, and skips locked ones. Moves none when the
 -- log was emptied since that was learnt.

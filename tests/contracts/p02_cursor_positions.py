@@ -238,14 +238,14 @@ def test_a_sequence_that_goes_back_is_noticed_in_the_same_session(session):
 def test_a_range_that_is_known_to_be_idle_does_not_move_in_another_log(session):
     """The statement itself looks which log it is about to write about."""
     from outbox.consuming import cursors
-    from outbox.consuming.idle_ranges import IdleRange
+    from outbox.consuming.idle_ranges import KnownRange
 
     publish(2)
     a_worker = worker("billing")
     exhaust(a_worker)
     known, before = a_worker.claims.idle, cursor_of("billing")
     known.move({"orders": before.position}, [], "another log")
-    known.add(IdleRange(before.id, before.generation, "orders", 0, 32767), before.position)
+    known.add(KnownRange(before.id, before.generation, "orders", 0, 32767), before.position)
 
     assert cursors.advance_idle(known, "default") == 0
 

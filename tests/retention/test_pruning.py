@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.db import connection, transaction
 
 import outbox
+from outbox.consuming import windows
 from outbox.operations import redrives, replay
 from outbox.testing import drain
 from outbox.worker import Worker
@@ -57,6 +58,7 @@ def groups(small_log, declare_group):
             "middle": {},
             "leased middle": leases,
             "parking": {"on_failure": "park", "retry": outbox.Retry(max_attempts=1)},
+            "sharing": {"parallelism": 8},
         }.items()
     }
     for name, group in declared.items():
@@ -86,7 +88,7 @@ def plans_of(plans, function):
     return [plan for plan in plans if ONCE not in plan and segments_read(plan) > MOST]
 
 
-def test_what_runs_all_the_time_reads_few_of_many_segments(plans, groups):
+def test_what_runs_all_the_time_reads_few_of_many_segments(plans, groups, monkeypatch):
     """Publishing, claiming, leases, parking, redrives, waiting and streams: no plan reads more."""
     declared, faults = groups
     positions = []
@@ -104,6 +106,14 @@ def test_what_runs_all_the_time_reads_few_of_many_segments(plans, groups):
             drain(declared["parking"], raise_errors=False)
         faults.clear()
 
+    def share():
+        monkeypatch.setattr(windows, "LEAST_RANGES", 2)
+        with transaction.atomic():
+            for key in range(60):
+                outbox.publish_raw("goods", "Made", {}, key=str(key))
+        drain(declared["sharing"])
+        assert any("width_bucket" in plan for plan in plans)
+
     def run_once(name):
         assert Worker(groups=[declared[name]], batch_size=50).run_once()
 
@@ -113,6 +123,7 @@ def test_what_runs_all_the_time_reads_few_of_many_segments(plans, groups):
         "handle with leases": lambda: drain(declared["leased"]),
         "handle in the middle": lambda: run_once("middle"),
         "handle with leases in the middle": lambda: run_once("leased middle"),
+        "handle ranges together": share,
         "park and block": park_and_block,
         "redrive": lambda: redrives.redrive("parking", everything=True),
         "wait": lambda: outbox.wait_for("reader", positions[0], timeout=0),

@@ -12,8 +12,8 @@
 --
 -- Rows by `kind`: "state", the log as it was read; "idle", a range without a message up to its
 -- horizon; "claim", the locked range and where the batch ends, with the first message or alone; null,
--- a further message; "queue", the ranges that were not tried. The numbers of a range and its queue
--- are those of a group and channel, from 1 on. If the log is not the known one the
+-- a further message; "queue", the ranges that were not tried: their ids, the numbers of their groups
+-- and channels from 1 on, and generation, slots, and the position up to which nothing is to do. If the log is not the known one the
 -- state comes alone.
 --
 -- No search walks further than 100000 positions: a range that has nothing there is moved on by an
@@ -35,6 +35,8 @@ SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT SET jit = 
 DECLARE
     log text := outbox_log_identity_v1();
     is_known boolean := known_log IN ('', log);
+    before bigint[] := horizons;
+    queue_ranges json[];
     tried integer := 0;
     has_looked boolean := false;
     can_look boolean;
@@ -93,26 +95,34 @@ BEGIN
                 horizons := seen;
             END IF;
             IF is_scan THEN
-                SELECT array_agg(ranked.id), array_agg(ranked.number)
-                INTO queue_ids, queue_numbers
+                SELECT array_agg(ranked.id), array_agg(ranked.number), array_agg(json_build_array(
+                    ranked.generation, ranked.slot_from, ranked.slot_to, ranked.done
+                ))
+                INTO queue_ids, queue_numbers, queue_ranges
                 FROM (
-                    SELECT c.id, mine.number
+                    SELECT
+                        c.id, mine.number, c.generation, c.slot_from, c.slot_to,
+                        GREATEST(c.position, CASE WHEN known.id IS NOT NULL THEN before[mine.number] END)
+                            AS done
                     FROM unnest(of_groups, of_channels, horizons) WITH ORDINALITY
                         AS mine ("group", channel, horizon, number)
                     CROSS JOIN LATERAL outbox_ranges_v1(mine."group", mine.channel) AS c
                     LEFT JOIN unnest(idle_ids, idle_generations) AS known (id, generation)
                         ON known.id = c.id AND known.generation = c.generation
-                       AND known.id <> ALL(woken)
-                    WHERE outbox_batch_limit(c, mine.horizon) > c.position AND known.id IS NULL
+                    WHERE outbox_batch_limit(c, mine.horizon) > c.position
+                      AND (known.id IS NULL OR known.id IN (SELECT unnest(woken)))
                     ORDER BY
                         row_number() OVER (PARTITION BY mine."group" ORDER BY c.last_served_at),
                         array_position(of_groups, mine."group")
                 ) AS ranked;
             ELSE
-                SELECT array_agg(known.id), array_agg(known.number)
-                INTO queue_ids, queue_numbers
-                FROM unnest(idle_ids, idle_numbers) AS known (id, number)
-                WHERE known.id = ANY(woken);
+                SELECT array_agg(known.id), array_agg(known.number), array_agg(json_build_array(
+                    known.generation, known.first, known.last, before[known.number]
+                ))
+                INTO queue_ids, queue_numbers, queue_ranges
+                FROM unnest(idle_ids, idle_numbers, idle_generations, idle_first, idle_last)
+                    AS known (id, number, generation, first, last)
+                WHERE known.id IN (SELECT unnest(woken));
             END IF;
             reads_log := false;
             is_scan := false;
@@ -229,7 +239,9 @@ BEGIN
     IF has_looked AND tried < cardinality(queue_ids) THEN
         position := NULL;
         kind := 'queue';
-        claim := json_build_array(queue_ids[tried + 1:], queue_numbers[tried + 1:]);
+        claim := json_build_array(
+            queue_ids[tried + 1:], queue_numbers[tried + 1:], queue_ranges[tried + 1:]
+        );
         RETURN NEXT;
     END IF;
 END

@@ -7,6 +7,10 @@ DROP FUNCTION outbox_row_image(record, jsonb);
 DROP FUNCTION outbox_signal_waiters(text);
 DROP FUNCTION outbox_waiter_signal(text);
 DROP FUNCTION outbox_waiter_key(text);
+DROP FUNCTION outbox_claim_window_v1(
+    text, bigint, text, bigint[], integer[], integer[], integer[], bigint, integer, bigint
+);
+DROP FUNCTION outbox_is_plain(outbox_cursor, bigint);
 DROP FUNCTION outbox_claim_v1(
     text[], text[], bigint[], text, bigint, bigint, integer, boolean, boolean, bigint[], integer[],
     bigint[], integer[], integer[], integer[], integer[], integer, bigint
