@@ -140,7 +140,7 @@ class Worker:
     def _claim(self) -> Batch | None:
         """Claim a range with its next messages; without any when it has a gap before it."""
         limits = self.limits.messages, self.limits.bytes
-        if window := self.claims.claim_window(*limits):
+        if window := self.claims.claim_window(self._round_robin, *limits):
             claims, rows = [*window.claims.values()], window.rows
         elif found := self.claims.claim(self._round_robin, *limits, self._last_position):
             claims, rows = [found[0]], found[1]
@@ -149,7 +149,8 @@ class Worker:
         for claim in claims:
             self._generations.compare(claim)
         claim, group = claims[0], self._by_name[claims[0].group]
-        self._round_robin.sort(key=lambda each: each is group)
+        self._round_robin.remove(group)
+        self._round_robin.append(group)
         if window:
             return SharedBatch(group, claim, rows, claim.limit, self.using, window=window)
         return Batch(group, claim, rows, claim.limit, self.using, lambda: self._stopping)

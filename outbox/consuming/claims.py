@@ -36,6 +36,7 @@ QUEUE_SECONDS = 1.0
 """Seconds after which the horizons are read again although the queue is not empty."""
 QUEUE_PART = 32
 """Ranges of the queue that one claim tries."""
+_NONE_IDLE = IdleRanges()
 
 
 class _State(msgspec.Struct):
@@ -79,6 +80,8 @@ class Claims:
         """Whether the last claim has only read the log: ask again, in another transaction."""
         self._advanced_at = 0
         self._tried: list[Waiting] = []
+        self._places: list[Place] = []
+        """Groups and channels of the last claim: what its numbers stand for, from 1 on."""
         self.drop_queue()
 
     @property
@@ -90,7 +93,7 @@ class Claims:
         """Read the horizons and look at all ranges for the next claim."""
         self.windows.drop()
         self._queue: dict[str, deque[Waiting]] = {}
-        self._had_window = False
+        self._had_window: set[str] = set()
         self._scan_at = self._drop_at = 0.0
 
     def claim(
@@ -120,7 +123,7 @@ class Claims:
         found, news, without_messages = None, False, []
         for index, (*_, image, kind) in enumerate(rows):
             if kind == "state":
-                news = self._take_state(groups, _decode_state(image))
+                news = self._take_state(_decode_state(image))
                 self._drop_at = began + QUEUE_SECONDS
                 if is_scan:
                     now = time.monotonic()
@@ -139,15 +142,20 @@ class Claims:
             self.is_incomplete = True
         return found
 
-    def claim_window(self, most: int, most_bytes: int) -> WindowClaim | None:
-        """Lock several ranges of a group and read their next messages, in turn with `claim`.
+    def claim_window(
+        self, groups: Sequence[ConsumerGroup], most: int, most_bytes: int
+    ) -> WindowClaim | None:
+        """Lock several ranges of the group whose turn it is, and read their next messages.
 
-        Only where a group has many with messages. Returns None when it is the turn of a range.
+        Only where it has many with messages, in turn with its other ranges. None: `claim` is next.
         """
-        is_turn = not (self._had_window and self._queue) and time.monotonic() < self._drop_at
-        self._had_window = False
-        while is_turn and self.windows.waiting and not self.is_incomplete:
-            window = self.windows.waiting.popleft()
+        waiting = self.windows.waiting
+        while waiting and not self.is_incomplete and time.monotonic() < self._drop_at:
+            group = next(g.name for g in groups if g.name in self._queue or g.name in waiting)
+            if group not in waiting or (group in self._queue and group in self._had_window):
+                self._had_window.discard(group)
+                return None
+            window = self.windows.next_of(group)
             if window.after >= self.state.horizons[window.place[1]]:
                 for known in window.ranges:
                     self.idle.add(known, window.after)
@@ -159,10 +167,10 @@ class Claims:
             for known in found.left_out:
                 self._append(window.remove(known))
             if found.rows:
-                self._had_window = True
+                self._had_window.add(group)
                 return found
             window.after = found.limit
-            self.windows.waiting.appendleft(window)
+            self.windows.append(window)
         return None
 
     def note_done(self, claim: Claim) -> None:
@@ -197,11 +205,15 @@ class Claims:
     ) -> list[tuple[Any, ...]]:
         """Run the statement, which is described at outbox_claim_v1."""
         self._tried = self._next_in_queue(groups)
-        places = {place: number for number, place in enumerate(_places(groups), 1)}
         looks_further = not self._queue
+        if looks_further:
+            self._places, idle = cursors.places(groups), self.idle
+        else:  # the many groups of a worker would be sent once for each of them
+            self._places, idle = [each.place for each in self._tried], _NONE_IDLE
+        numbers = {place: number for number, place in enumerate(self._places, 1)}
         parameters: dict[str, Any] = {
-            **cursors.pairs(groups, self.state),
-            **self.idle.parameters([channel for _, channel in places]),
+            **cursors.pairs(self._places, self.state),
+            **idle.parameters([channel for _, channel in self._places]),
             "log": self.state.log,
             "last_position": self.state.last_position,
             "end_position": end_position,
@@ -209,7 +221,7 @@ class Claims:
             "reads_log": looks_further and not self.is_incomplete,
             "is_scan": looks_further and (is_scan or self.is_incomplete),
             "queue_ids": array(each.range.id for each in self._tried),
-            "queue_numbers": array(places[each.place] for each in self._tried),
+            "queue_numbers": array(numbers[each.place] for each in self._tried),
             "most": most,
             "most_bytes": size,
         }
@@ -219,9 +231,9 @@ class Claims:
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
-    def _take_state(self, groups: Sequence[ConsumerGroup], seen: _State) -> bool:
+    def _take_state(self, seen: _State) -> bool:
         """Read the state of the log; return whether an idle range has new messages."""
-        channels = [channel for _, channel in _places(groups)]
+        channels = [channel for _, channel in self._places]
         horizons = seen.horizons or [seen.last_position] * len(channels)
         known, self._tried = self.state, []
         self.state = LogState(
@@ -242,8 +254,9 @@ class Claims:
         taken: list[Waiting] = []
         while self._queue and len(taken) < QUEUE_PART:
             for group in groups:
-                waiting = self._queue.get(group.name)
-                if waiting and len(taken) < QUEUE_PART:
+                if len(taken) == QUEUE_PART:
+                    break
+                if waiting := self._queue.get(group.name):
                     taken.append(waiting.popleft())
                 if not waiting:
                     self._queue.pop(group.name, None)
@@ -257,11 +270,11 @@ class Claims:
         ranges: list[tuple[int, int, int, int]],
     ) -> None:
         """Add ranges to the queue, or to windows; an unchanged range of a window stays there."""
-        places, in_windows = _places(groups), self.windows.ranges()
+        in_windows = self.windows.ranges()
         for cursor_id, number, (generation, first, last, done) in zip(
             ids, numbers, ranges, strict=True
         ):
-            place = places[number - 1]
+            place = self._places[number - 1]
             known = KnownRange(cursor_id, generation, place[1], first, last)
             if known not in in_windows:
                 self._append(Waiting(known, place, done))
@@ -280,13 +293,8 @@ class Claims:
         for each in reversed(rest):
             self._queue.setdefault(each.place[0], deque()).appendleft(each)
         if claim.limit < self.state.horizons.get(claim.channel, 0):
-            place = claim.group, claim.channel
-            self._append(Waiting(_range_of(claim), place, claim.limit))
+            self._append(Waiting(_range_of(claim), (claim.group, claim.channel), claim.limit))
 
 
 def _range_of(claim: Claim) -> KnownRange:
     return KnownRange(claim.id, claim.generation, claim.channel, *claim.slots)
-
-
-def _places(groups: Sequence[ConsumerGroup]) -> list[Place]:
-    return [(group.name, channel) for group in groups for channel in group.channels]

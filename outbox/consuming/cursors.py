@@ -249,16 +249,21 @@ def next_look(
     another session holds a range that is none of the `idle` ones, and so may have messages; and
     whether cursors of the groups are missing, as after a DELETE by hand.
     """
-    parameters: dict[str, Any] = {**pairs(groups, state), **idle.parameters()}
+    parameters: dict[str, Any] = {**pairs(places(groups), state), **idle.parameters()}
     with connections[using].cursor() as cursor:
         run_statement(cursor, "next_look", parameters)
         seconds, is_locked, is_missing = cursor.fetchone()
     return None if seconds is None else max(0.0, float(seconds)), is_locked, is_missing
 
 
-def pairs(groups: Sequence[ConsumerGroup], state: message_log.LogState) -> dict[str, Any]:
-    """Return for the statements each group with each of its channels and that one's horizon."""
-    known = [(group.name, channel) for group in groups for channel in group.channels]
+def places(groups: Iterable[ConsumerGroup]) -> list[tuple[str, str]]:
+    """Return each group with each of its channels."""
+    return [(group.name, channel) for group in groups for channel in group.channels]
+
+
+def pairs(known: Iterable[tuple[str, str]], state: message_log.LogState) -> dict[str, Any]:
+    """Return groups with their channels for the statements, and the horizon of each channel."""
+    known = list(known)
     return {
         "groups": array(name for name, _ in known),
         "channels": array(channel for _, channel in known),

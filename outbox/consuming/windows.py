@@ -82,7 +82,8 @@ class Windows:
 
     def __init__(self, using: str) -> None:
         self.using = using
-        self.waiting: deque[Window] = deque()
+        self.waiting: dict[str, deque[Window]] = {}
+        """By the names of their groups."""
         self._claimed: Window | None = None
         self._alone: set[int] = set()
 
@@ -95,7 +96,8 @@ class Windows:
 
     def ranges(self) -> set[KnownRange]:
         """Return the ranges that are in a window."""
-        return {each for window in self.waiting for each in window.ranges}
+        windows = (window for queue in self.waiting.values() for window in queue)
+        return {each for window in windows for each in window.ranges}
 
     def form(self, group: ConsumerGroup, queue: deque[Waiting]) -> deque[Waiting]:
         """Make windows where a group has many ranges in a channel; return the other ranges.
@@ -110,9 +112,8 @@ class Windows:
                 found = [each for each in plain if each.place == place]
                 found.sort(key=lambda each: each.range.slot_from)
                 size = min(MOST_RANGES, -(-count // WINDOWS))
-                self.waiting.extend(
-                    _window(found[start : start + size]) for start in range(0, count, size)
-                )
+                for start in range(0, count, size):
+                    self.append(_window(found[start : start + size]))
         taken = self.ranges()
         return deque(each for each in queue if each.range not in taken)
 
@@ -159,8 +160,19 @@ class Windows:
         window, self._claimed = self._claimed, None
         if window is not None:
             window.after = limit
-            self.waiting.append(window)
+            self.append(window)
         return window is not None
+
+    def append(self, window: Window) -> None:
+        """Add a window behind the others of its group."""
+        self.waiting.setdefault(window.place[0], deque()).append(window)
+
+    def next_of(self, group: str) -> Window:
+        """Take the next window of a group that has one."""
+        window = self.waiting[group].popleft()
+        if not self.waiting[group]:
+            del self.waiting[group]
+        return window
 
     def note_alone(self, cursor_id: int) -> None:
         """Note that a range was claimed by itself: it may share again."""
