@@ -15,6 +15,7 @@ from django.db import DatabaseError, connection, connections, transaction
 
 import outbox
 from outbox.consuming import cursors, leased, parked_messages
+from outbox.exceptions import StaleClaim
 from outbox.models import Cursor
 from outbox.operations import redrives as parking
 from outbox.operations import replay
@@ -33,6 +34,30 @@ WORKER = ("-m", "tests.support.leased_worker")
 @pytest.fixture
 def mailer(script):
     return script("mailer", delivery="at_least_once", lease=30.0)
+
+
+@pytest.mark.parametrize("ends", ["by its supervisor", "by a takeover", "by a reset"])
+def test_a_lease_that_has_ended_is_not_renewed(mailer, ends):
+    """A renewal names the lease that it knows: one that was ended, taken by another worker, or made
+    stale by an operator is refused, and nothing is written."""
+    publish("a")
+    worker = Worker([mailer.group])
+    worker.register()
+    with transaction.atomic():
+        batch = worker._claim()
+        leased.begin(batch)
+    cursors.renew(batch.claim, 30.0, "default")
+    changed = {
+        "by its supervisor": {"leased_until": None},
+        "by a takeover": {"lease_token": batch.claim.lease_token + 1},
+        "by a reset": {"generation": batch.claim.generation + 1},
+    }
+    Cursor.objects.filter(id=batch.claim.id).update(**changed[ends])
+    before = mailer.cursor().leased_until
+    with pytest.raises(StaleClaim):
+        cursors.renew(batch.claim, 60.0, "default")
+
+    assert mailer.cursor().leased_until == before
 
 
 def test_handlers_run_outside_a_transaction(mailer):
