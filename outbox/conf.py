@@ -15,9 +15,9 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
-from django.db import router
+from django.db import connections, router
 
-from .exceptions import NotInstalled
+from .exceptions import NotInstalled, UnknownDatabase
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,7 +79,9 @@ def is_number(
 ) -> bool:
     """Return whether a value is a finite number within limits; `is_above`: above the least one."""
     kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, kind):
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
         return False
     return least <= value <= most and not (is_above and value == least)
 
@@ -136,7 +138,12 @@ def require_apps() -> None:
 
 
 def log_alias(using: str | None = None) -> str:
-    """Return the alias of the database that has the log: `using`, or where the router writes it."""
+    """Return the alias of the database that has the log: `using`, or where the router writes it.
+
+    Raises UnknownDatabase, NotInstalled.
+    """
+    if using is not None and using not in ("", *connections):
+        raise UnknownDatabase(using, list(connections))
     try:
         return using or router.db_for_write(apps.get_model("outbox", "Message"))
     except LookupError:

@@ -25,6 +25,7 @@ SERVER_STATE = ("08", "40", "53", "57", "58")
 LACKS_RESOURCES = ("53", "58")
 """Classes of SQLSTATE: no room, no memory, no connection left; an error of the system."""
 QUERY_CANCELED = "57014"
+READ_ONLY = "25006"
 SESSION_LIMITS = ("25P03", "25P04", "57P05")
 """A session exceeded the server's limit: idle in a transaction, in a transaction, idle."""
 IDLE = 0

@@ -126,8 +126,7 @@ class ConsumerGroup:
         without a captured model. `types`: event classes, or names of types.
         """
         for each in types:
-            targets = self._targets(each)
-            self.ignored_types.update(name for _, name, _ in targets)
+            self.ignored_types.update(name for _, name, _ in self._targets(each))
 
     def routes(self, channel: str) -> dict[str, Route]:
         """Return the routes of a channel by type name.
@@ -227,17 +226,20 @@ class ConsumerGroup:
                 raise InvalidGroup(f"Group {name!r}: {option}={value!r}; use {what}.")
 
 
-def get(name: str) -> ConsumerGroup:
-    """Return the group `name`; raises UnknownGroup, which lists the known ones."""
-    try:
-        return _registry[name]
-    except KeyError:
-        raise UnknownGroup(name, sorted(_registry)) from None
+def get(name: ConsumerGroup | str) -> ConsumerGroup:
+    """Return a group, given itself or its name; raises UnknownGroup, which lists the known ones."""
+    if isinstance(name, ConsumerGroup):
+        return name
+    if not isinstance(name, str) or not is_storable(name):
+        raise InvalidGroup(f"{name!r} is no group: give one, or its name.")
+    if name not in _registry:
+        raise UnknownGroup(name, sorted(_registry))
+    return _registry[name]
 
 
 def all_groups() -> list[ConsumerGroup]:
     """Return every declared group, by name."""
-    return [_registry[name] for name in sorted(_registry)]
+    return [group for _, group in sorted(_registry.items())]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from django.db import connections, router, transaction
 
 from . import database, observers
+from .conf import log_alias
 from .encoding import encode
 from .exceptions import InvalidContext
 from .messages import VERSION_HEADER
@@ -51,7 +52,7 @@ def context(*, using: str | None = None, **values: Any) -> Block:
     if VERSION_HEADER in values:
         raise InvalidContext(name=VERSION_HEADER)
     encode({k: v for k, v in values.items() if not callable(v)}, "context")
-    return Block(using, values)
+    return Block(log_alias(using) if using is not None else None, values)
 
 
 class Block:

@@ -121,7 +121,7 @@ def decode(message: Message, event_type: type[Any]) -> Any:
         if contract.version != 1 or _VERSION_MARK in message.raw_headers:
             return _decode_version(message, event_type, contract)
         return contract.decoder.decode(message.raw_payload)
-    except (msgspec.MsgspecError, ValueError, LookupError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         if message.erased:
             return None
         raise UndecodableMessage(

@@ -38,13 +38,17 @@ class Meaning(enum.Enum):
     OUTAGE = "the session is gone, or the server does not serve it: connect anew, later"
     CANCELLED = "a statement was cancelled or timed out: wait, ask for less, go on"
     CONFLICT = "the transaction was ended in favour of another one: try it again"
+    CHANGED = "the session worked before, and a handler may have changed it: connect anew"
     OTHER = "a mistake in a statement or in the code: a retry cannot help"
 
 
-def meaning(error: BaseException, using: str, session: Any = None) -> Meaning:
+def meaning(
+    error: BaseException, using: str, session: Any = None, *, has_worked: bool = False
+) -> Meaning:
     """Return what an error means, raised by Django or by the driver itself on database `using`.
 
     `session`: the raw connection on which it was raised; Django may have replaced it already.
+    `has_worked`: whether a batch was handled in that session.
     """
     if isinstance(error, ConnectionLost):
         return Meaning.OUTAGE
@@ -58,7 +62,9 @@ def meaning(error: BaseException, using: str, session: Any = None) -> Meaning:
     current = connections[using].connection
     is_gone = is_lost(current) or (session is not None and current is not session)
     is_outage = _is_from_client(error, using) if not code else _is_outage_state(code)
-    return Meaning.OUTAGE if is_outage or is_gone else Meaning.OTHER
+    if is_outage or is_gone:
+        return Meaning.OUTAGE
+    return Meaning.CHANGED if has_worked else Meaning.OTHER
 
 
 def _is_outage_state(code: str) -> bool:
@@ -96,6 +102,32 @@ def discard(using: str) -> None:
             connection.connection.close()
     with contextlib.suppress(*errors(using)):
         connection.close()
+
+
+def note_changed(error: BaseException) -> float:
+    """Log that a session is of no use any more; return the seconds to wait before the next one."""
+    delay = retry_delay(1)
+    logger.warning(
+        "a statement of the worker failed in a session in which a handler was called, which may "
+        "have changed its search_path, role or transaction: %s (new session in %.1f s)",
+        str(error).strip(),
+        delay,
+    )
+    return delay
+
+
+def note_cancelled(error: BaseException, tries: int, messages: int, size: int) -> float:
+    """Log that a statement was cancelled; return the seconds to wait before the next one."""
+    delay = retry_delay(tries)
+    logger.warning(
+        "the server cancelled a statement of the worker: %s (next try in %.1f s, with at "
+        "most %d messages and %d bytes)",
+        str(error).strip(),
+        delay,
+        messages,
+        size,
+    )
+    return delay
 
 
 class Outage:

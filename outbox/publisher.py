@@ -10,18 +10,17 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from django.db import connections, transaction
-from django.utils.connection import ConnectionDoesNotExist
+from django.db import transaction
 
 from . import events, message_log
 from .conf import is_number, log_alias, settings
 from .encoding import Key, key_text
 from .exceptions import (
+    InvalidEvent,
     InvalidHeaders,
     InvalidStream,
     OutboxError,
     TransactionRequired,
-    UnknownDatabase,
 )
 from .messages import VERSION_HEADER, Draft, draft_of
 
@@ -89,6 +88,10 @@ def publish_many(
     """
     alias = writable_alias(using)
     valid = _valid(headers)
+    if not isinstance(batch, Iterable):
+        raise InvalidEvent(
+            f"publish_many({batch!r}): give a list of events, or call publish().", event=batch
+        )
     drafts: list[Draft] = []
     for event in batch:
         try:
@@ -144,11 +147,7 @@ def publish_raw(
 def writable_alias(using: str | None) -> str:
     """Return the alias to publish to; raises TransactionRequired outside `atomic()`."""
     alias = log_alias(using)
-    try:
-        is_atomic = _is_in_own_block(alias)
-    except ConnectionDoesNotExist:
-        raise UnknownDatabase(alias, list(connections)) from None
-    if settings().require_transaction and not is_atomic:
+    if settings().require_transaction and not _is_in_own_block(alias):
         raise TransactionRequired(using=alias)
     return alias
 

@@ -71,7 +71,7 @@ class Worker:
         count_own_floor: bool = True,
         each_turn: Callable[[], object] | None = None,
     ) -> None:
-        self.groups = [group_registry.get(g) if isinstance(g, str) else g for g in groups]
+        self.groups = [group_registry.get(each) for each in groups]
         self.using = using = log_alias(using)
         self.limits = BatchLimits(batch_size or settings().batch_size, settings().batch_bytes)
         self.wakeups = wakeups or Wakeups(self.groups, using)
@@ -82,7 +82,7 @@ class Worker:
         self.claims = Claims(using, count_own_floor=count_own_floor)
         self._last_position: int | None = None
         """During a drain, the last position that it handles."""
-        self._is_registered = False
+        self._is_registered = self._has_worked = False
         self._raw: Any = None
         self._round_robin = list(self.groups)
         self._generations = Generations()
@@ -164,6 +164,7 @@ class Worker:
 
     def _count(self, batch: Batch, moved: int) -> int:
         self.handled += moved
+        self._has_worked = True
         if observers.after_batch:
             facts = (batch.group.name, batch.claim.channel, moved)
             observers.notify(observers.after_batch, *facts, time.monotonic() - batch.began_at)
@@ -264,23 +265,18 @@ class Worker:
 
         None when a new session cannot help.
         """
-        meaning = outages.meaning(error, self.using, self._raw)
+        meaning = outages.meaning(error, self.using, self._raw, has_worked=self._has_worked)
         if meaning is Meaning.OTHER:
             return None
         if meaning is Meaning.OUTAGE:
             delay = outage.next_delay(error)
+        elif meaning is Meaning.CHANGED:
+            delay = outages.note_changed(error)
         else:
             if meaning is Meaning.CANCELLED:
                 self.limits.halve()
-            delay = outages.retry_delay(self.limits.tries)
-            logger.warning(
-                "the server cancelled a statement of the worker: %s (next try in %.1f s, with at "
-                "most %d messages and %d bytes)",
-                str(error).strip(),
-                delay,
-                self.limits.messages,
-                self.limits.bytes,
-            )
+            limits = self.limits
+            delay = outages.note_cancelled(error, limits.tries, limits.messages, limits.bytes)
         self._forget_session()
         outages.discard(self.using)
         return delay
@@ -294,6 +290,6 @@ class Worker:
     def _forget_session(self) -> None:
         """Forget what was learnt from a session."""
         self._raw = None
-        self._is_registered = False
+        self._is_registered = self._has_worked = False
         self.claims.forget()
         self.wakeups.close()

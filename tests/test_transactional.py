@@ -421,3 +421,115 @@ def test_queries_that_debug_collects_are_forgotten_between_batches(script, setti
     connection.force_debug_cursor = False
 
     assert len(connection.queries_log) < 40
+
+
+def connects_anew():
+    connection.close()
+    connection.connect()
+
+
+def replaces_the_drivers_connection():
+    connection.connection = connection.get_new_connection(connection.get_connection_params())
+
+
+def replaces_djangos_connection():
+    del connections["default"]
+    run("SELECT 1")
+
+
+def prepares_it():
+    run("PREPARE TRANSACTION 'of a handler'")
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize(
+    "act",
+    [
+        connects_anew,
+        replaces_the_drivers_connection,
+        replaces_djangos_connection,
+        prepares_it,
+    ],
+)
+def test_a_message_that_takes_the_transaction_away_is_charged(script, act, place):
+    """A handler that replaces its connection or prepares its transaction fails for its message
+    alone; the worker neither waits nor tries it for ever."""
+    billing = script(retry=TWICE)
+    positions = publish(*"abc")
+    bad = positions[place]
+
+    def handle(payload, message):
+        billing.handle(payload, message)
+        if message.position == bad:
+            act()
+
+    billing.do(handle)
+    for _ in range(6):
+        Worker([billing.group]).run_once()
+    attempts = [message.attempt for message in billing.runs if message.position == bad]
+
+    assert billing.parked() == [(bad, "failed")]
+    assert set(attempts) == {1, 2}
+    assert billing.effects() == [position for position in positions if position != bad]
+    assert account("scripted") == (3, 3)
+
+
+def test_a_handler_that_makes_its_transaction_read_only_is_charged(script):
+    """The refused write of the progress is no read-only server: the message fails and is parked."""
+    billing = script(retry=TWICE)
+    positions = publish("a", "b")
+    readable = positions[1]
+
+    def handle(payload, message):
+        billing.handle(payload, message)
+        if message.position != readable:
+            run("SET TRANSACTION READ ONLY")
+
+    billing.do(handle)
+    Worker([billing.group], batch_size=1).drain()
+
+    assert billing.parked() == [(positions[0], "failed")]
+    assert billing.effects() == [readable]
+    assert account("scripted") == (2, 2)
+
+
+class ForeignTimeout(BaseException):
+    """As gevent's Timeout: no Exception."""
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+def test_an_error_that_is_no_exception_is_the_failure_of_its_message(script, delivery):
+    """Only KeyboardInterrupt ends a worker: any other BaseException is the handler's failure."""
+    billing = script(retry=TWICE, delivery=delivery)
+    positions = publish("a", "b", "c")
+    billing.faults[positions[1]] = ForeignTimeout()
+    billing.drain()
+
+    assert billing.parked() == [(positions[1], "failed")]
+    assert account("scripted") == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SET search_path = pg_catalog", "SET ROLE limited_by_test", "BEGIN"],
+)
+def test_a_session_that_a_handler_changed_is_replaced(script, caplog, statement):
+    """What a handler sets for the whole session does not end the worker: it connects anew."""
+    billing = script(retry=ONCE)
+    run("CREATE ROLE limited_by_test")
+    positions = publish("a", "b", "c")
+
+    def handle(payload, message):
+        billing.handle(payload, message)
+        transaction.on_commit(lambda: run(statement))
+
+    billing.do(handle)
+    try:
+        with caplog.at_level(logging.WARNING, "outbox"):
+            Worker([billing.group], batch_size=1).run(until_idle=True)
+    finally:
+        run("DROP ROLE limited_by_test")
+
+    assert billing.effects() == positions
+    assert account("scripted") == (3, 3)
+    assert statement == "BEGIN" or "may have changed its search_path" in caplog.text

@@ -284,7 +284,7 @@ def captures_of(
 
 
 def _operations(on: Operation | Iterable[Operation]) -> tuple[Operation, ...]:
-    chosen = (on,) if isinstance(on, str) else tuple(on)
+    chosen = (on,) if isinstance(on, str) or not isinstance(on, Iterable) else tuple(on)
     if not chosen or set(chosen) - set(OPERATIONS):
         raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
     return tuple(each for each in OPERATIONS if each in chosen)
@@ -293,4 +293,7 @@ def _operations(on: Operation | Iterable[Operation]) -> tuple[Operation, ...]:
 def _names(names: Names | None) -> tuple[str, ...] | None:
     if names is None:
         return None
-    return (names,) if isinstance(names, str) else tuple(names)
+    chosen = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
+    if not all(isinstance(name, str) for name in chosen):
+        raise InvalidCapture(f"capture() got {names!r}: name a field, or several in a list.")
+    return chosen

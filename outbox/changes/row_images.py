@@ -40,6 +40,11 @@ INTERVALS = [
         r"(?:(?P<hours>-?\d+)H)?(?:(?P<minutes>-?\d+)M)?(?:(?P<seconds>-?[\d.]+)S)?)?"
     ),
 ]
+INFINITE = {
+    "infinity": datetime.datetime.max.replace(tzinfo=datetime.UTC),
+    "-infinity": datetime.datetime.min.replace(tzinfo=datetime.UTC),
+}
+"""What stands for the times without end, as with psycopg2; psycopg 3 cannot load them."""
 RANGE = re.compile(r'([\[(])"?([^",]*)"?,"?([^",]*?)"?([\])])')
 
 
@@ -115,7 +120,11 @@ class Image:
         if old is None or new is None:
             return frozenset()
         pairs = zip(self.names, old, new, strict=True)
-        return frozenset(name for name, before, after in pairs if before != after)
+        return frozenset(
+            name
+            for name, before, after in pairs
+            if before != after and (before == before or after == after)  # NaN is not itself
+        )
 
 
 @functools.cache
@@ -189,7 +198,18 @@ def _of_elements(to_driver: Conversion) -> Conversion:
     return lambda values: [None if value is None else to_driver(value) for value in values]
 
 
+def _date(text: str) -> datetime.date:
+    found = INFINITE.get(text)
+    return datetime.date.fromisoformat(text) if found is None else found.date()
+
+
+def _time(text: str) -> datetime.time:
+    return datetime.time() if text == "24:00:00" else datetime.time.fromisoformat(text)
+
+
 def _moment(text: str) -> datetime.datetime:
+    if (found := INFINITE.get(text)) is not None:
+        return found if settings.USE_TZ else found.replace(tzinfo=None)
     moment = datetime.datetime.fromisoformat(text)
     if settings.USE_TZ:
         return moment if moment.tzinfo is None else moment.astimezone(datetime.UTC)
@@ -222,7 +242,6 @@ def _bound_reader(field: Any) -> Conversion:
     readers: dict[Any, Conversion] = {
         int: int,
         decimal.Decimal: decimal.Decimal,
-        datetime.date: datetime.date.fromisoformat,
     }
     return to_driver or readers[wire_type]
 
@@ -248,9 +267,9 @@ WIRE_FORMATS: dict[str, tuple[Any, Conversion | None]] = {
     **dict(_kinds(bool, "Boolean")),
     **dict(_kinds(float, "Float")),
     **dict(_kinds(decimal.Decimal, "Decimal")),
-    **dict(_kinds(datetime.date, "Date")),
-    **dict(_kinds(datetime.time, "Time")),
     **dict(_kinds(uuid.UUID, "UUID")),
+    "DateField": (str, _date),
+    "TimeField": (str, _time),
     "DateTimeField": (str, _moment),
     "DurationField": (str, _duration),
     "BinaryField": (str, _binary),

@@ -17,7 +17,7 @@ from ..conf import log_alias
 from ..exceptions import SessionEnded, WorkerDied
 from ..groups import ConsumerGroup
 from ..messages import Message
-from ..sql import all_rows, scalar
+from ..sql import all_rows, run_statement, scalar
 from . import cursors, failures, outcomes
 from .batch import Batch
 from .cursors import Claim
@@ -42,6 +42,7 @@ def record_undone(batch: Batch) -> int:
     connection.ensure_connection()
     batch.session = connection.connection
     try:
+        _roll_back_prepared(batch)
         with transaction.atomic(using=batch.using):
             outcome = _write_undone(batch, is_lost)
     except Error as error:
@@ -51,6 +52,15 @@ def record_undone(batch: Batch) -> int:
         )
         return 0
     return outcome.count if outcome is not None else 0
+
+
+def _roll_back_prepared(batch: Batch) -> None:
+    """Undo a PREPARE TRANSACTION of the handler, which would keep the cursor row locked."""
+    if not connections[batch.using].in_atomic_block:
+        name = scalar("find_prepared", batch.using, transaction=batch.claim.transaction)
+        if name is not None:
+            with connections[batch.using].cursor() as cursor:
+                run_statement(cursor, "roll_back_prepared", {"name": name})
 
 
 def _write_undone(batch: Batch, is_lost: bool) -> Outcome | None:

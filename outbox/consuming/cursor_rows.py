@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from django.db import connections
 
 from .. import groups as group_registry
+from ..encoding import is_storable
 from ..groups import ConsumerGroup
 from ..sql import run_statement, with_zones
 
@@ -39,8 +40,8 @@ def read(query: str, group: str, channels: list[str] | None, using: str) -> list
 
 def known_group(group: ConsumerGroup | str, using: str) -> str:
     """Return the name of a group that is declared or has a cursor; raises UnknownGroup."""
-    if isinstance(group, ConsumerGroup):
-        return group.name
+    if isinstance(group, ConsumerGroup) or not isinstance(group, str) or not is_storable(group):
+        return group_registry.get(group).name
     with connections[using].cursor() as cursor:
         run_statement(cursor, "has_cursor", {"group": group})
         has_cursor = cursor.fetchone()[0]

@@ -6,7 +6,6 @@ not decode costs no call that would have to be undone.
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import dataclasses
 import inspect
@@ -21,9 +20,6 @@ from ..messages import Message
 from ..routes import Route
 from . import known_types
 from .in_flight import Record
-
-FAILURES = (Exception, SystemExit, asyncio.CancelledError)
-"""What a handler raises when it fails; anything else (KeyboardInterrupt) ends the worker."""
 
 AfterCall = Callable[[int, float], None]
 """Called after each handler, with the position of its first message and the seconds that it took.
@@ -58,7 +54,7 @@ class Failed:
 _Call = tuple[int, int, int, Route, Any, Any]
 """messages[start:stop], the position of the first, its route, and the handler's two arguments.
 
-A plain tuple: one is made forevery message.
+A plain tuple: one is made for every message.
 """
 
 
@@ -118,7 +114,9 @@ def _call_handlers(
             if seconds is not None:
                 seconds.append(now - before)
             after_call(position, now - before)
-        except FAILURES as error:
+        except KeyboardInterrupt:
+            raise  # ends the worker; anything else that a handler raises is its failure
+        except BaseException as error:
             if seconds is not None and now == before:
                 seconds.append(time.monotonic() - before)
             record(0, None)

@@ -9,6 +9,7 @@ twice as long.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +18,9 @@ from django.db import connections
 
 from .. import groups as group_registry
 from .. import message_log
-from ..conf import log_alias, settings
+from ..conf import is_number, log_alias, settings
 from ..database import Listener, is_pooled, is_same_database
-from ..exceptions import NotCaughtUp, UnknownGroup, WaitInTransaction
+from ..exceptions import NotCaughtUp, OutboxError, UnknownGroup, WaitInTransaction
 from ..groups import ConsumerGroup
 from ..sql import scalar
 from .cursor_rows import known_group, see
@@ -36,9 +37,16 @@ def wait_for(
     Parked and skipped messages count as handled. `timeout`: seconds; 0 only looks. `using`: the
     database alias.
 
-    Raises WaitInTransaction inside `atomic()`, and UnknownGroup.
+    Raises WaitInTransaction inside `atomic()`, UnknownGroup, and OutboxError for a position that
+    is no whole number or a time that is no number.
     """
     using = log_alias(using)
+    is_position = is_number(position, -(2**63), 2**63 - 1, whole=True)
+    if not is_position or not is_number(timeout, -math.inf):
+        raise OutboxError(
+            f"wait_for(position={position!r}, timeout={timeout!r}): give the position that "
+            "publish() returned, and seconds."
+        )
     name = known_group(group, using)
     _refuse_transaction(name, using)
     if _has_handled(name, position, using):
@@ -67,9 +75,12 @@ def caught_up(
     blocks, and must not lie in one. `timeout`: seconds for all groups together. When the block
     raises, nothing is waited for.
 
-    Raises NotCaughtUp at the timeout, WaitInTransaction inside `atomic()`, and UnknownGroup.
+    Raises NotCaughtUp at the timeout, WaitInTransaction inside `atomic()`, UnknownGroup, and
+    OutboxError for a time that is no number.
     """
     using = log_alias(using)
+    if not is_number(timeout, -math.inf):
+        raise OutboxError(f"caught_up(timeout={timeout!r}): give seconds.")
     names = [known_group(group, using) for group in groups]
     for name in names:
         _refuse_transaction(name, using)

@@ -29,11 +29,11 @@ from ..exceptions import (
 )
 from ..groups import ConsumerGroup
 from ..messages import Message
-from ..sql import one_row
+from ..sql import one_row, scalar
 from . import crashes, cursors, handlers, in_flight, outcomes
 from .batch import Batch
 from .cursors import Claim
-from .handlers import FAILURES, Done, Failed
+from .handlers import Done, Failed
 
 logger = logging.getLogger("outbox.consuming")
 
@@ -52,9 +52,9 @@ def begin(batch: Batch) -> None:
         with _savepoint(batch):
             result = batch.run(watch.after_call)
             if isinstance(result, Failed):
-                transaction.set_rollback(True, using=batch.using)
-        # No savepoint, or its rollback failed: roll back the whole transaction.
-        if isinstance(result, Failed) and connection.needs_rollback:
+                watch.undo()
+        # No savepoint, its rollback failed, or Django connected anew: undo the transaction.
+        if isinstance(result, Failed) and (connection.needs_rollback or watch.is_replaced()):
             batch.undone = result
             return
         batch.apply(result)
@@ -77,7 +77,8 @@ def recover(batch: Batch, error: Error | StaleClaim) -> int:
     The rows are handled again, each in a savepoint and checked by itself. When no message
     caused it, the range waits. Raises ConnectionLost.
     """
-    batch.raise_if_lost(error)
+    if database.sqlstate(error) != database.READ_ONLY:  # the claim wrote, so a handler set this
+        batch.raise_if_lost(error)
     if database.is_conflict(error):
         return 0
     if database.is_server_state(error):
@@ -136,14 +137,30 @@ class Watch:
         """Raise what the handler did wrong; keep its on_commit functions apart from others'."""
         if self.status() != database.IN_TRANSACTION or self.connection.needs_rollback:
             self._raise_what_is_broken()
-        if seconds > ROUND_TRIP and (
-            self.name() != self.mark or (seconds > LONG_CALL and database.has_input(self.raw))
-        ):
-            self._ask_server()
+        if seconds > ROUND_TRIP:
+            if connections[self.using] is not self.connection or self.is_replaced():
+                raise SessionEnded(reason="the handler replaced its connection")
+            if self.name() != self.mark or (seconds > LONG_CALL and database.has_input(self.raw)):
+                self._ask_server()
         if self.settings is not None:
             self._check_all(self.settings)
         if len(self.connection.run_on_commit) != self.hooks:
             self._keep_apart(position)
+
+    def undo(self) -> None:
+        """Mark the innermost block for a rollback, in the session of the claim."""
+        connection = connections[self.using] = self.connection
+        if not connection.in_atomic_block:
+            return
+        if connection.connection is not self.raw:
+            if connection.connection is not None:
+                connection.connection.close()
+            connection.connection = self.raw
+        transaction.set_rollback(True, using=self.using)
+
+    def is_replaced(self) -> bool:
+        """Return whether Django uses another session, or none, since the handler was called."""
+        return self.connection.connection is not self.raw or not self.connection.in_atomic_block
 
     def _raise_what_is_broken(self) -> None:
         if database.is_lost(self.raw):
@@ -161,7 +178,12 @@ class Watch:
     def _check_all(self, settings: tuple[Any, ...]) -> None:
         """Undo SET LOCAL, then check everything that would fail at the end of the batch."""
         names = ("role", "search_path", "statement_timeout", "lock_timeout")
-        one_row("restore_session", self.using, **dict(zip(names, settings, strict=True)))
+        values = dict(zip(names, settings, strict=True))
+        if scalar("restore_session", self.using, **values):
+            raise BrokenTransaction(
+                "The handler made its transaction read-only, so that its progress cannot be "
+                "written: leave out SET TRANSACTION READ ONLY."
+            )
         is_same, is_unchanged = cursors.holds(self.claim, self.using)
         if not is_same:
             raise TransactionEnded()
@@ -184,7 +206,9 @@ def _run_hook(
 ) -> None:
     try:
         function()
-    except FAILURES:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         logger.exception(
             "group %s: an on_commit() function of the message at position %d raised an error; the "
             "message counts as handled",

@@ -38,10 +38,10 @@ database was swallowed: wrap the statement that may fail in transaction.atomic()
 
 
 class TransactionEnded(BrokenTransaction):
-    """The handler ended the transaction that it was called in, by COMMIT, ROLLBACK or the \
-driver's commit() or rollback(). What it committed stays, and the message counts as failed. Use \
-transaction.atomic() for a part of the work; a handler that needs transactions of its own belongs \
-in a group with delivery="at_least_once"."""
+    """The handler ended the transaction that it was called in, by COMMIT, ROLLBACK, PREPARE \
+TRANSACTION or the driver's commit() or rollback(). What it committed stays, and the message \
+counts as failed. Use transaction.atomic() for a part of the work; a handler that needs \
+transactions of its own belongs in a group with delivery="at_least_once"."""
 
 
 class CursorChanged(BrokenTransaction):

@@ -26,7 +26,8 @@ class MissingExtra(OutboxError, ImproperlyConfigured):
 
 
 class NotMigrated(OutboxError, ProgrammingError):
-    """Database {using!r} lacks a table or function of the outbox: run `{command}`. ({reason})"""
+    """Database {using!r} lacks a table or function of the outbox in the schemas of the \
+search_path: run `{command}`. ({reason})"""
 
     using: str
     command: str

@@ -166,29 +166,6 @@ SELECT pg_xact_status(%(transaction)s::xid8) = 'committed'
 -- Bounds the waits for locks in this transaction; milliseconds.
 SELECT set_config('lock_timeout', %(wait)s, true)
 
--- name: read_session
--- Settings that a handler may change for the rest of the transaction by SET LOCAL.
-SELECT
-    current_setting('role'), current_setting('search_path'),
-    current_setting('statement_timeout'), current_setting('lock_timeout')
-
--- name: restore_session
--- Sets them back; the values are those of read_session.
-SELECT
-    set_config('role', %(role)s, true), set_config('search_path', %(search_path)s, true),
-    set_config('statement_timeout', %(statement_timeout)s, true),
-    set_config('lock_timeout', %(lock_timeout)s, true)
-
--- name: read_session_limits
--- The time limits of the server that end a session.
-SELECT name || ' is ' || setting || ' ms'
-FROM pg_settings
-WHERE name IN (
-    'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout'
-)
-  AND setting <> '0'
-ORDER BY name
-
 -- name: next_pending
 -- Walks outbox_message_by_channel to the next message of a range.
 SELECT position FROM outbox_read(

@@ -31,6 +31,9 @@ def guard(*streams: tuple[str, Key], using: str | None = None) -> Iterator[Mappi
     alias = writable_alias(using)
     if not streams:
         raise InvalidStream("guard() names no stream: give pairs of channel and key.")
+    for each in streams:
+        if not isinstance(each, tuple | list) or len(each) != 2:
+            raise InvalidStream(f"guard({each!r}): give pairs, as in guard(('accounts', '17')).")
     found = [stream(channel, key, using=log_alias(alias)) for channel, key in streams]
     looks = {
         (each.channel, each.key): one_row("guard_stream", alias, channel=each.channel, key=each.key)

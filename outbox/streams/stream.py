@@ -120,9 +120,9 @@ def stream(channel: str, key: Key, *, using: str | None = None) -> Stream:
     """Return the stream of a key in a channel; it need not have a message.
 
     `using`: the database alias; by default the one that the router writes messages to. Raises
-    InvalidStream for a channel that is none of streams.
+    InvalidStream for a channel that is none of streams, InvalidChannel, UnknownDatabase.
     """
-    if not events.is_stream_channel(channel):
+    if not events.is_stream_channel(events.valid_channel(channel)):
         raise InvalidStream(
             f"Channel {channel!r} is none of streams: declare its events with stream=True."
         )

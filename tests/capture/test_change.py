@@ -19,6 +19,7 @@ from django.test.utils import isolate_apps
 
 import outbox
 from outbox.changes import row_images
+from outbox.exceptions import UndecodableMessage
 from outbox.messages import Message, decode
 from outbox.testing import published
 from tests.library.models import (
@@ -180,6 +181,35 @@ def test_an_interval_in_months_and_years_counts_as_the_drivers_count():
     (event,) = changes(Specimen, "specimens")
 
     assert event.new.duration == Specimen.objects.get().duration
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("moment", "infinity", datetime.datetime.max.replace(tzinfo=datetime.UTC)),
+        ("moment", "-infinity", datetime.datetime.min.replace(tzinfo=datetime.UTC)),
+        ("date", "infinity", datetime.date.max),
+        ("date", "-infinity", datetime.date.min),
+        ("time", "24:00", datetime.time(0)),
+    ],
+)
+def test_times_that_python_does_not_have_come_as_the_nearest(name, text, expected):
+    """PostgreSQL's infinity is the last or first time of Python's, and 24:00 is midnight: as psycopg2
+    loads them."""
+    Specimen.objects.create()
+    run_sql(f"UPDATE library_specimen SET {name} = '{text}'")
+    event = changes(Specimen, "specimens")[-1]
+
+    assert getattr(event.new, name) == expected
+
+
+def test_nan_that_stays_nan_is_no_change():
+    """NaN is not equal to itself; an update that keeps it does not count it as changed."""
+    Specimen.objects.create(float=math.nan, small=1)
+    run_sql("UPDATE library_specimen SET small = 2")
+    event = changes(Specimen, "specimens")[-1]
+
+    assert "float" not in event.changed and math.isnan(event.new.float)
 
 
 def test_an_interval_in_another_style_is_undecodable():
@@ -528,3 +558,12 @@ def test_the_test_tools_know_changes():
 
     assert messages.one(outbox.Change[Author]).key == str(author.pk)
     assert (event.operation, event.new, event.new.name) == ("insert", author, "Ann")
+
+
+def test_an_interval_beyond_python_is_undecodable():
+    """A value that no Python type holds is parked at once with the reason, not tried again."""
+    run_sql(
+        "INSERT INTO library_specimen (id, duration) VALUES (gen_random_uuid(), '-170000000 years')"
+    )
+    with pytest.raises(UndecodableMessage):
+        changes(Specimen, "specimens")
