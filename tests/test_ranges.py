@@ -17,6 +17,7 @@ from django.db.models import F
 from outbox import groups
 from outbox.consuming import claims, cursors, outcomes, windows
 from outbox.consuming.claims import Claims
+from outbox.consuming.idle_ranges import IdleRanges, KnownRange
 from outbox.exceptions import InvalidGroup, ScaleUnfinished
 from outbox.models import Cursor, Message
 from outbox.operations import redrives, replay, status
@@ -413,6 +414,29 @@ def test_an_idle_range_that_was_reset_is_looked_at_again(keys):
 
     assert known == 1
     assert handled("billing").count(first) == 2
+
+
+def test_an_idle_range_that_was_reset_is_not_moved_to_the_horizon():
+    """What was learnt about an older generation moves nothing: the reset has brought its messages
+    back."""
+    publish_orders([1])
+    exhaust(worker("billing"))
+    cursor = Cursor.objects.get(group="billing")
+    execute(
+        connection, "SELECT setval('outbox_message_position_seq', %s)", cursor.position + 50_000
+    )
+    horizon = cursor.position + 50_000
+    idle = IdleRanges()
+    idle.move({"orders": horizon}, (), value(connection, "SELECT outbox_log_identity_v1()"))
+    idle.add(KnownRange(cursor.id, cursor.generation, "orders", 0, 32767), horizon)
+    replay.reset(groups.get("billing"), position=0)
+    moved_after_reset = cursors.advance_idle(idle, "default")
+    position = Cursor.objects.get(id=cursor.id).position
+    exhaust(worker("billing"))
+
+    assert moved_after_reset == 0
+    assert position < cursor.position
+    assert len(handled("billing")) == 2
 
 
 def test_a_range_of_the_queue_without_a_message_is_not_idle_up_to_a_newer_horizon(monkeypatch):

@@ -10,7 +10,7 @@ from django.db import connection, transaction
 
 from outbox.models import Cursor, Message
 from outbox.operations import doctor, pauses, replay, retention_status, status
-from outbox.retention import log_lock, maintenance
+from outbox.retention import log_lock, maintenance, removals, rules
 from outbox.worker import Worker
 from tests.retention.conftest import run
 from tests.retention.test_maintenance import publish
@@ -246,3 +246,18 @@ def test_streams_are_kept_for_ever_and_a_rule_for_them_is_an_error(settings):
     assert found.id == "outbox.E021"
     assert "accounts" in found.msg
     assert rules.current().of("accounts") == rules.FOREVER
+
+
+def test_a_reader_that_comes_back_before_the_removal_keeps_its_messages(aged):
+    """Between the plan and the removal a group is reset: the readers are read again under the lock
+    of the log, and nothing is removed."""
+    cursor("readers", 350)
+    planned = next(removals.removals("default", rules.current()))
+    replay.reset("readers", position=0)
+    maintenance.remove(planned, "default", maintenance.Done())
+    after_reset = positions()
+    replay.reset("readers", position=350)
+    maintenance.remove(planned, "default", maintenance.Done())
+
+    assert after_reset == list(range(1, 351))
+    assert positions()[0] > 1
