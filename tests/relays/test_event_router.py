@@ -32,7 +32,7 @@ def test_the_view_has_the_columns_of_the_event_router():
         ("aggregatetype", "varchar"),
         ("aggregateid", "text"),
         ("type", "text"),
-        ("payload", "jsonb"),
+        ("payload", "json"),
         ("timestamp", "timestamptz"),
         ("tracingspancontext", "text"),
     ]
