@@ -29,6 +29,7 @@ READ_ONLY = "25006"
 SESSION_LIMITS = ("25P03", "25P04", "57P05")
 """A session exceeded the server's limit: idle in a transaction, in a transaction, idle."""
 IDLE = 0
+ACTIVE = 1
 IN_TRANSACTION = 2
 IN_ERROR = 3
 UNKNOWN = 4
@@ -71,8 +72,12 @@ def has_input(raw: Any) -> bool:
 
 
 def is_lost(raw: Any) -> bool:
-    """Return whether the connection is closed or broken, without a round trip."""
-    return raw is None or bool(raw.closed) or status_reader(raw)() == UNKNOWN
+    """Return whether the connection is closed or of no use any more, without a round trip.
+
+    Between two statements none is active: psycopg 3 leaves one so when an error, such as that of a
+    handler's alarm, interrupts its wait for the server's answer.
+    """
+    return raw is None or bool(raw.closed) or status_reader(raw)() in (ACTIVE, UNKNOWN)
 
 
 def sqlstate(error: BaseException | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from django.db import DatabaseError, connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 import outbox
 from outbox.consuming import cursors, leased, parked_messages
@@ -316,6 +317,27 @@ def test_a_handler_whose_session_ends_is_charged_from_the_second_time_on(mailer)
     assert attempts == [1, 1, 2, 3]
     assert mailer.parked() == [(positions[0], "failed")]
     assert mailer.cursor().position >= positions[1]
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="psycopg2 waits in C for the answer of a statement")
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_a_statement_that_a_handler_left_unfinished_costs_the_session_alone(script, delivery):
+    """An alarm may interrupt the wait for its answer: the worker goes on in a new session."""
+    made = script("mailer", delivery=delivery)
+    positions, alarms = publish("a", "b", "c"), []
+
+    def handle(payload, message):
+        made.handle(payload, message)
+        if message.position == positions[1] and not alarms:
+            alarms.append(message)
+            connection.connection.pgconn.send_query(b"SELECT pg_sleep(0.01)")
+
+    made.do(handle)
+    Worker([made.group]).run(until_idle=True)
+
+    assert made.effects() == positions
+    assert made.parked() == []
+    assert account("mailer") == (3, 3)
 
 
 def test_a_commit_whose_reply_was_lost_is_not_written_twice(mailer, monkeypatch):

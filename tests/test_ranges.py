@@ -286,6 +286,21 @@ def test_a_merge_waits_until_replays_are_through(keys):
     assert (row.position, row.max_position) == (last, last)
 
 
+def test_ranges_that_were_reset_forwards_merge_there(keys):
+    """Also when they had come to different positions before: none moves back."""
+    left, right = keys
+    publish_orders([left, right])
+    ranges.scale(groups.get("billing"), 2)
+    move("billing", LEFT, stored()[0])
+    move("billing", RIGHT, stored()[1])
+    publish_orders([left, right])
+    replay.reset(groups.get("billing"), to_latest=True)
+    ranges.scale("billing", 1, timeout=0)
+    row = Cursor.objects.get(group="billing")
+
+    assert row.position == stored()[-1]
+
+
 def test_a_leased_range_is_not_cut_under_its_worker():
     """A range that is leased keeps its shape and its token until the lease is over."""
     publish_orders(range(10))

@@ -219,9 +219,11 @@ class _Rescaling:
 def _meeting_point(rows: list[_Row]) -> int:
     """Return where ranges can become one.
 
-    Not before their highest seen position when these differ: up to there the merged range could
-    not show which of its messages are replayed.
+    Not before the foremost, which a reset may have moved beyond what was handled. Not before their
+    highest seen position when these differ: up to there the merged range could not show which of
+    its messages are replayed.
     """
+    foremost = max(row.position for row in rows)
     if len({row.max_position for row in rows}) > 1:
-        return max(row.max_position for row in rows)
-    return max(row.position for row in rows)
+        return max(foremost, *(row.max_position for row in rows))
+    return foremost

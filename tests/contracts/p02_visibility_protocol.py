@@ -767,7 +767,7 @@ def announced(session, channel="orders", order_id=1, type="OrderPlaced"):
     """Publish as the product does: the function names the channel."""
     return value(
         session,
-        "SELECT outbox_publish_v1(%s, %s, %s, jsonb_build_object('order_id', %s::int), '{}')",
+        "SELECT outbox_publish_v1(%s, %s, %s, json_build_object('order_id', %s::int), '{}')",
         channel,
         str(order_id),
         type,

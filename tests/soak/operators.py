@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, IntegrityError, InterfaceError, connection
 from django.utils import timezone
 
 from outbox import groups
@@ -68,6 +68,8 @@ class Operators:
             self.counts["refused"] += 1
             self.tell(f"{action.__name__} {name} refused: {refusal}")
         except (DatabaseError, InterfaceError) as error:
+            if isinstance(error, IntegrityError):  # a check of the log or the cursors said no
+                self.findings.append(Finding("operator", f"{action.__name__} {name}: {error}"))
             self.counts["interrupted"] += 1
             self.tell(f"{action.__name__} {name} interrupted: {str(error).strip()[:200]}")
             connection.close()
