@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -27,8 +26,6 @@ from .exceptions import StaleClaim
 from .groups import ConsumerGroup
 from .outages import Meaning, Outage
 from .retention import maintenance
-
-logger = logging.getLogger("outbox.worker")
 
 
 class Delivery(Protocol):

@@ -432,3 +432,26 @@ def test_no_look_for_parked_keys_while_nothing_is_parked(script, monkeypatch):
     assert before == 0
     assert len(looked) == 1
     assert connection.get_autocommit()
+
+
+def prepares_it():
+    with connection.cursor() as cursor:
+        cursor.execute("PREPARE TRANSACTION 'of a redrive'")
+
+
+def connects_anew():
+    connection.close()
+    connection.connect()
+
+
+@pytest.mark.parametrize("act", [prepares_it, connects_anew])
+def test_a_redrive_survives_a_handler_that_takes_its_transaction_away(trouble, act):
+    """A prepared transaction or a replaced connection is the failure of the message: the redrive
+    neither waits for its own lock nor ends, and the message stays parked with its error."""
+    trouble.faults.clear()
+    trouble.do(lambda payload, message: act())
+    redriven = redrives.redrive(trouble.group, key="b")
+    parked = ParkedMessage.objects.get(position=trouble.positions[1])
+
+    assert (redriven.handled, len(redriven.failed), redriven.remaining) == (0, 1, 2)
+    assert "handler" in parked.error

@@ -42,7 +42,7 @@ def record_undone(batch: Batch) -> int:
     connection.ensure_connection()
     batch.session = connection.connection
     try:
-        _roll_back_prepared(batch)
+        roll_back_prepared(batch.claim, batch.using)
         with transaction.atomic(using=batch.using):
             outcome = _write_undone(batch, is_lost)
     except Error as error:
@@ -54,12 +54,12 @@ def record_undone(batch: Batch) -> int:
     return outcome.count if outcome is not None else 0
 
 
-def _roll_back_prepared(batch: Batch) -> None:
-    """Undo a PREPARE TRANSACTION of the handler, which would keep the cursor row locked."""
-    if not connections[batch.using].in_atomic_block:
-        name = scalar("find_prepared", batch.using, transaction=batch.claim.transaction)
+def roll_back_prepared(claim: Claim, using: str) -> None:
+    """Undo a PREPARE TRANSACTION of a handler, which would keep the cursor row locked."""
+    if not connections[using].in_atomic_block:
+        name = scalar("find_prepared", using, transaction=claim.transaction)
         if name is not None:
-            with connections[batch.using].cursor() as cursor:
+            with connections[using].cursor() as cursor:
                 run_statement(cursor, "roll_back_prepared", {"name": name})
 
 

@@ -109,7 +109,7 @@ def handle_alone(group: ConsumerGroup, claim: Claim, message: Message, using: st
     with transaction.atomic(using=using):
         result = handlers.run(group, [message], watch.after_call, in_flight.no_record)
         if isinstance(result, Failed):
-            transaction.set_rollback(True, using=using)
+            watch.undo()
     return result
 
 

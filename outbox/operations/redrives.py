@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 
 from .. import database, groups
 from ..conf import log_alias
-from ..consuming import failures, outcomes, parked_messages, transactional
+from ..consuming import crashes, failures, outcomes, parked_messages, transactional
 from ..consuming.cursor_rows import known_group
 from ..consuming.cursors import Claim
 from ..consuming.handlers import Done, Failed
@@ -205,11 +205,12 @@ def _try_first(
             is_handled = not result.skipped
             _release(parked_key, claim, found[0].position, is_handled, using)
             return is_handled
-        if not connection.needs_rollback:
+        if not connection.needs_rollback and connection.in_atomic_block:
             return _record_failure(group, parked_key, *found, result, using)
     # The handler ended the transaction or its session: record the failure in a new one.
     if database.is_lost(connection.connection):
         connection.close()
+    crashes.roll_back_prepared(claim, using)
     with transaction.atomic(using=using):
         parked_messages.lock(parked_key, using)
         return _record_failure(group, parked_key, *found, result, using)
