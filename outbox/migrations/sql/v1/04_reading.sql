@@ -1,16 +1,29 @@
 -- Reads of the log that are held to its index.
 -- Frozen from the first release on: a change is a new file.
 
+-- How the functions that claim plan. A plan for all bounds is made once for a session, which is
+-- faster with a few segments; but it locks all of them each time, so with many a plan for the bounds
+-- is made for each call: it locks what it reads.
+CREATE FUNCTION outbox_plan_mode() RETURNS text LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT CASE
+        WHEN EXISTS (
+            SELECT FROM pg_inherits WHERE inhparent = 'outbox_message'::regclass OFFSET 32
+        )
+        THEN 'force_custom_plan'
+        ELSE 'force_generic_plan'
+    END;
+END;
+
 -- The next messages of one range of slots, in order. The planner is held to the index walk:
--- right after a bulk load its statistics make a sort of everything look cheap. And it plans once
--- for a session: to plan over all segments takes longer than to read a few messages.
+-- right after a bulk load its statistics make a sort of everything look cheap.
 CREATE FUNCTION outbox_read(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer, most integer
 ) RETURNS TABLE (
     "position" bigint, key text, type text, payload json, headers jsonb, created_at timestamptz
 ) LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN QUERY
         SELECT m.position, m.key, m.type, m.payload, m.headers, m.created_at
@@ -29,7 +42,7 @@ CREATE FUNCTION outbox_pending(
     of_channel text, after bigint, until bigint, first_slot integer, last_slot integer
 ) RETURNS boolean LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN EXISTS (
         SELECT FROM outbox_message AS m
@@ -45,7 +58,7 @@ $$;
 CREATE FUNCTION outbox_next(of_channel text, after bigint, until bigint) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN (
         SELECT m.position
@@ -61,7 +74,7 @@ $$;
 CREATE FUNCTION outbox_slots(of_channel text, after bigint, until bigint) RETURNS integer[]
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT AS $$
 BEGIN
     RETURN ARRAY(
         SELECT DISTINCT m.slot
@@ -79,7 +92,7 @@ CREATE FUNCTION outbox_backlog(
 ) RETURNS TABLE (messages bigint, is_lower_bound boolean, oldest timestamptz)
 LANGUAGE plpgsql STABLE
 SET enable_sort = off SET enable_bitmapscan = off SET enable_seqscan = off
-SET plan_cache_mode = force_generic_plan SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT AS $$
 BEGIN
     SELECT count(*) FILTER (WHERE walked.slot BETWEEN first_slot AND last_slot), count(*) = most
     INTO messages, is_lower_bound

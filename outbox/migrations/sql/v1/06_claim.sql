@@ -55,7 +55,8 @@ DECLARE
     is_compressed boolean;
     ignored boolean;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));  -- outbox_stand_aside_v1
+    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0)),  -- outbox_stand_aside_v1
+        set_config('plan_cache_mode', outbox_plan_mode(), true);
     IF NOT is_known THEN
         queue_ids := '{}';
         reads_log := true;

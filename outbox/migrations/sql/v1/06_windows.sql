@@ -51,7 +51,8 @@ DECLARE
     held outbox_cursor;
     ignored boolean;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0));  -- outbox_stand_aside_v1
+    PERFORM pg_advisory_xact_lock_shared(20294, outbox_claim_number(0)),  -- outbox_stand_aside_v1
+        set_config('plan_cache_mode', outbox_plan_mode(), true);
     IF known_log <> outbox_log_identity_v1() THEN
         RETURN;
     END IF;

@@ -30,6 +30,7 @@ DROP FUNCTION outbox_batch_limit(outbox_cursor, bigint, bigint);
 DROP FUNCTION outbox_backlog(text, bigint, integer, integer, bigint);
 DROP FUNCTION outbox_next(text, bigint, bigint);
 DROP FUNCTION outbox_slots(text, bigint, bigint);
+DROP FUNCTION outbox_plan_mode();
 DROP FUNCTION outbox_pending(text, bigint, bigint, integer, integer);
 DROP FUNCTION outbox_read(text, bigint, bigint, integer, integer, integer);
 DROP FUNCTION outbox_check_positions_and_notify();
