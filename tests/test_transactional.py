@@ -533,3 +533,24 @@ def test_a_session_that_a_handler_changed_is_replaced(script, caplog, statement)
     assert billing.effects() == positions
     assert account("scripted") == (3, 3)
     assert statement == "BEGIN" or "may have changed its search_path" in caplog.text
+
+
+@pytest.mark.parametrize("statement", ["SET search_path = pg_catalog", "SET ROLE limited_by_test"])
+def test_a_leased_handler_that_changes_its_session_is_done(script, statement):
+    """The progress is written in a new session; the message is not handled again."""
+    billing = script(retry=ONCE, delivery="at_least_once")
+    run("CREATE ROLE limited_by_test")
+    positions = publish("a", "b")
+
+    def handle(payload, message):
+        billing.handle(payload, message)
+        run(statement)
+
+    billing.do(handle)
+    try:
+        Worker([billing.group]).run(until_idle=True)
+    finally:
+        run("DROP ROLE limited_by_test")
+
+    assert billing.effects() == positions
+    assert account("scripted") == (2, 2)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from django.db import Error, connections, transaction
+from django.db import Error, ProgrammingError, connections, transaction
 
 from .. import database
 from ..conf import settings
@@ -160,7 +160,9 @@ class Lease:
         try:
             self._write(outcome)
         except Error as error:
-            if connection.connection is session and not database.is_lost(session):
+            is_lost = connection.connection is not session or database.is_lost(session)
+            # A name not found, a right missing: the handler changed search_path or role for good.
+            if not is_lost and not isinstance(error, ProgrammingError):
                 outcome = Outcome(part.claim, part.claim.position, error=error)
                 self._write(outcome)
             else:
