@@ -590,7 +590,7 @@ def test_a_drain_goes_on_past_ranges_that_another_session_holds(connect, monkeyp
     while one.run_once() is not None:
         pass
     done = len(handled("billing"))
-    session.rollback()
+    execute(session, "ROLLBACK")
     one.claims.drop_queue()
     exhaust(one)
 
