@@ -535,7 +535,32 @@ def test_a_session_that_a_handler_changed_is_replaced(script, caplog, statement)
     assert statement == "BEGIN" or "may have changed its search_path" in caplog.text
 
 
-@pytest.mark.parametrize("statement", ["SET search_path = pg_catalog", "SET ROLE limited_by_test"])
+def test_a_leased_handler_that_exchanges_the_driver_s_connection_is_done(script):
+    """Django's connection has another session of the driver, not in autocommit mode."""
+    billing = script(retry=ONCE, delivery="at_least_once")
+    positions = publish("a", "b")
+
+    def handle(payload, message):
+        billing.handle(payload, message)
+        parameters = connection.get_connection_params()
+        connection.connection = connection.get_new_connection(parameters)
+
+    billing.do(handle)
+    Worker([billing.group]).run(until_idle=True)
+
+    assert billing.effects() == positions
+    assert account("scripted") == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET search_path = pg_catalog",
+        "SET ROLE limited_by_test",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "SET default_transaction_read_only = on",
+    ],
+)
 def test_a_leased_handler_that_changes_its_session_is_done(script, statement):
     """The progress is written in a new session; the message is not handled again."""
     billing = script(retry=ONCE, delivery="at_least_once")

@@ -161,8 +161,11 @@ class Lease:
             self._write(outcome)
         except Error as error:
             is_lost = connection.connection is not session or database.is_lost(session)
-            # A name not found, a right missing: the handler changed search_path or role for good.
-            if not is_lost and not isinstance(error, ProgrammingError):
+            # A name not found, a right missing, a read-only session: a handler changed it for good.
+            is_changed = isinstance(error, ProgrammingError) or (
+                database.sqlstate(error) == database.READ_ONLY
+            )
+            if not is_lost and not is_changed:
                 outcome = Outcome(part.claim, part.claim.position, error=error)
                 self._write(outcome)
             else:
