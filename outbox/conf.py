@@ -16,6 +16,7 @@ from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 from django.db import connections, router
+from django.utils.connection import ConnectionDoesNotExist
 
 from .exceptions import NotInstalled, UnknownDatabase
 
@@ -142,8 +143,11 @@ def log_alias(using: str | None = None) -> str:
 
     Raises UnknownDatabase, NotInstalled.
     """
-    if using is not None and using not in ("", *connections):
-        raise UnknownDatabase(using, list(connections))
+    try:
+        if using is not None and using != "":
+            connections[using]
+    except (ConnectionDoesNotExist, TypeError):
+        raise UnknownDatabase(using or "", list(connections)) from None
     try:
         return using or router.db_for_write(apps.get_model("outbox", "Message"))
     except LookupError:

@@ -200,7 +200,7 @@ def test_one_bad_event_keeps_the_whole_batch_out():
 @pytest.mark.parametrize("batch", [EVENT, None, 5])
 def test_a_batch_is_iterable(batch):
     """A single event is not a batch."""
-    with pytest.raises(TypeError, match="is not iterable"):
+    with pytest.raises(TypeError, match="give a list of events"):
         outbox.publish_many(batch)
 
 

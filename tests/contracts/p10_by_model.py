@@ -45,7 +45,7 @@ GROUPS = {
 RETRY = outbox.Retry(max_attempts=2, base=0)
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """Ends a worker in the middle of a batch, as a signal would."""
 
 

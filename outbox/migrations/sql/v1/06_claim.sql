@@ -38,7 +38,6 @@ DECLARE
     before bigint[] := horizons;
     queue_ranges json[];
     tried integer := 0;
-    has_looked boolean := false;
     can_look boolean;
     last_log_position bigint;
     seen bigint[];
@@ -65,7 +64,6 @@ BEGIN
         tried := tried + 1;
         IF tried > COALESCE(cardinality(queue_ids), 0) THEN
             EXIT WHEN NOT (reads_log OR is_scan);
-            has_looked := true;
             tried := 0;
             IF reads_log THEN
                 SELECT now.last_position, now.horizons INTO last_log_position, seen
@@ -237,7 +235,7 @@ BEGIN
         END IF;
         EXIT;
     END LOOP;
-    IF has_looked AND tried < cardinality(queue_ids) THEN
+    IF queue_ranges IS NOT NULL AND tried < cardinality(queue_ids) THEN
         position := NULL;
         kind := 'queue';
         claim := json_build_array(
