@@ -28,7 +28,8 @@ class Fault(NamedTuple):
 def find_faults(using: str) -> list[Fault]:
     """Return how the positions of a migrated database disagree; empty when they agree."""
     with connections[using].cursor() as cursor:
-        run_statement(cursor, "see_last_positions")
+        run_statement(cursor, "read_last_position")
+        run_statement(cursor, "see_last_positions", {"seen": cursor.fetchone()[0]})
         last, last_row = cursor.fetchone()
         run_statement(cursor, "see_cursors_above")
         above = cursor.fetchall()

@@ -25,9 +25,10 @@ SELECT
     )
 
 -- name: see_last_positions
--- One step from the end of the primary key of each segment. The sequence is read after the snapshot
--- is taken, so it is never behind a row or cursor that the snapshot holds.
-SELECT outbox_last_position(), (SELECT max(position) FROM outbox_message)
+-- Reads the segments above `seen` alone, the sequence's position a moment before; null: no row is
+-- there. The sequence is read after the snapshot is taken, so it is never behind a row or cursor that
+-- the snapshot holds.
+SELECT outbox_last_position(), (SELECT max(position) FROM outbox_message WHERE position > %(seen)s)
 
 -- name: see_cursors_above
 -- Reads the few cursor rows.
