@@ -14,8 +14,9 @@ from functools import partial
 from django.db import connections, transaction
 
 import outbox
-from benchmarks import harness, processes, retention
+from benchmarks import harness, processes
 from benchmarks.events import CHANNEL, orders
+from outbox.retention import segments
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
 
@@ -38,28 +39,80 @@ def run(*, quick: bool) -> None:
 
 
 def _segments(turns: int) -> list[Row]:
-    figures: dict[int, dict[str, list[float]]] = {}
-    for count in (1, 500):
-        retention.make_segments(count, 1_000)
-        figures[count] = {
-            "publish": [harness.rate(200, retention.publish) for _ in range(turns)],
-            "consume": [retention.consume(2_000) for _ in range(turns)],
-            "first": [_first_claim() for _ in range(3)],
-        }
+    figures = harness.alternate(
+        {"1": partial(_with_segments, 1), "500": partial(_with_segments, 500)}, min(turns, 5)
+    )
+    of = {
+        (count, what): [turn[what] for turn in figures[count]]
+        for count in figures
+        for what in ("consume", "publish", "first")
+    }
     rows = [
-        _rates(f"500 segments against 1: {what}", figures[500][what], figures[1][what], goal)
+        [
+            f"500 segments against 1: {what}",
+            *(harness.per_second(of[count, what]) for count in ("500", "1")),
+            *harness.against(goal, harness.ratio(of["500", what], of["1", what])),
+        ]
         for what, goal in (("consume", 0.9), ("publish", 0.95))
     ]
-    first, small = (statistics.median(figures[n]["first"]) for n in (500, 1))
+    first, small = (statistics.median(of[count, "first"]) for count in ("500", "1"))
     rows.append(_times("500 segments: first claim of a session", first, 50, small))
-    retention.make_segments(1, 1_000)
+    _make_segments(1, 1_000)
     return rows
+
+
+def _with_segments(count: int) -> dict[str, float]:
+    """Return the rates with some segments, and the milliseconds of a session's first claim."""
+    _make_segments(count, 1_000)
+    return {
+        "publish": harness.rate(500, _publish_one_by_one),
+        "consume": _consume(20_000),
+        "first": _first_claim(),
+    }
+
+
+def _make_segments(count: int, size: int) -> None:
+    """Begin the log again with some segments of a size, and two large ones behind them."""
+    for each in segments.list_segments():
+        if each.lower is not None:
+            harness.execute(f"DROP TABLE {each.name}")
+    harness.empty_log()
+    harness.execute("ALTER SEQUENCE outbox_message_position_seq RESTART WITH 1")
+    bounds = [(max(1, n * size), (n + 1) * size) for n in range(count - 1)]
+    last = bounds[-1][1] if bounds else 1
+    for lower, upper in [*bounds, (last, last + 1_000_000)]:
+        segments._create(lower, upper, "default")
+    harness.execute("SELECT setval('outbox_message_position_seq', %s)", [last])
+
+
+def _publish_one_by_one(count: int) -> None:
+    """Publish messages, one a transaction."""
+    for event in orders(count):
+        with transaction.atomic():
+            outbox.publish(event)
+
+
+def _consume(count: int) -> float:
+    """Return the rate at which a new worker handles messages in batches."""
+    with isolated_groups():
+        group = outbox.ConsumerGroup(f"segments-{time.monotonic_ns()}", [CHANNEL], start="latest")
+        group.batch_handler("OrderPlaced")(lambda events, messages: None)
+        worker = Worker(groups=[group])
+        worker.register()
+        with transaction.atomic():
+            outbox.publish_many(orders(count))
+        return harness.rate(count, lambda _: _exhaust(worker))
+
+
+def _exhaust(worker: Worker) -> None:
+    while worker.run_once():
+        pass
 
 
 def _first_claim() -> float:
     """Return the milliseconds in which a new session handles its first message."""
     with _consumer([CHANNEL]) as worker:
-        retention.publish(1)
+        _publish_one_by_one(1)
         connections["default"].close()
         connections["default"].ensure_connection()
         worker.register()
@@ -162,7 +215,7 @@ def _groups(turns: int) -> Row:
         harness.empty_log()
         with _consumer([CHANNEL], groups=count) as worker:
             worker.run_once()
-            spent[count] = _milliseconds(worker, turns, count, lambda: retention.publish(1))
+            spent[count] = _milliseconds(worker, turns, count, lambda: _publish_one_by_one(1))
     return _times("500 groups: one message until all have it", spent[500], 500, spent[1])
 
 
@@ -180,7 +233,7 @@ def _idle_workers(turns: int) -> list[Row]:
         for _ in range(turns):
             time.sleep(1)
             before = _activity()
-            retention.publish(1)
+            _publish_one_by_one(1)
             time.sleep(1)
             woken.append(sum(before.get(pid) != at for pid, at in _activity().items()))
     return [_times("50 idle workers, one message: sessions woken", statistics.median(woken), 5)]

@@ -308,13 +308,7 @@ def test_a_message_that_ends_its_session_is_charged(script, act, place):
     billing = script(retry=TWICE)
     positions = publish(*"abcde")
     bad = positions[place]
-
-    def handle(payload, message):
-        billing.handle(payload, message)
-        if message.position == bad:
-            act()
-
-    billing.do(handle)
+    billing.act_at(bad, act)
     billing.drain()
     attempts = [message.attempt for message in billing.runs if message.position == bad]
 
@@ -457,13 +451,7 @@ def test_a_message_that_takes_the_transaction_away_is_charged(script, act, place
     billing = script(retry=TWICE)
     positions = publish(*"abc")
     bad = positions[place]
-
-    def handle(payload, message):
-        billing.handle(payload, message)
-        if message.position == bad:
-            act()
-
-    billing.do(handle)
+    billing.act_at(bad, act)
     for _ in range(6):
         Worker([billing.group]).run_once()
     attempts = [message.attempt for message in billing.runs if message.position == bad]

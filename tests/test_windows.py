@@ -81,6 +81,19 @@ def assert_in_order():
         last[key] = position
 
 
+def run_at(position, statement, group):
+    """Let the handler of a group run a statement with the message at a position, after its work."""
+    note = group.routes("orders")["OrderPlaced"].handler
+    group._routes.clear()
+
+    @group.handler("OrderPlaced")
+    def handle(payload, message):
+        note(payload, message)
+        if message.position == position:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+
+
 def finish(worker, positions):
     """Let a worker run until these messages are handled or parked."""
     for _ in range(2_000):
@@ -163,16 +176,7 @@ def test_a_commit_that_fails_is_charged_to_its_message_alone(many):
     worker = Worker([many])
     worker.register()
     positions = publish_orders(range(200))
-    note = many.routes("orders")["OrderPlaced"].handler
-    many._routes.clear()
-
-    @many.handler("OrderPlaced")
-    def handle(payload, message):
-        note(payload, message)
-        if message.position == positions[100]:
-            with connection.cursor() as cursor:
-                cursor.execute("INSERT INTO shop_orderline (order_id) VALUES (-1)")
-
+    run_at(positions[100], "INSERT INTO shop_orderline (order_id) VALUES (-1)", many)
     finish(worker, positions)
 
     assert sorted(handled()) == [each for each in positions if each != positions[100]]
@@ -185,16 +189,7 @@ def test_a_lost_session_is_charged_to_its_message_alone(many):
     worker = Worker([many])
     worker.register()
     positions = publish_orders(range(200))
-    note = many.routes("orders")["OrderPlaced"].handler
-    many._routes.clear()
-
-    @many.handler("OrderPlaced")
-    def handle(payload, message):
-        note(payload, message)
-        if message.position == positions[100]:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-
+    run_at(positions[100], "SELECT pg_terminate_backend(pg_backend_pid())", many)
     worker.run(max_messages=200)
 
     assert sorted(handled()) == [each for each in positions if each != positions[100]]

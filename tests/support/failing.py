@@ -36,6 +36,16 @@ class Script:
         self.group._routes.clear()
         self.register("Order")(handler)
 
+    def act_at(self, position: int, act: Callable[[], object]) -> None:
+        """Do something in the handler of the message at a position, after its work."""
+
+        def handle(payload: Any, message: outbox.Message) -> None:
+            self.handle(payload, message)
+            if message.position == position:
+                act()
+
+        self.do(handle)
+
     def handle(self, payload: Any, message: outbox.Message) -> None:
         self.runs.append(message)
         Effect.objects.create(

@@ -13,8 +13,8 @@
 -- Rows by `kind`: "state", the log as it was read; "idle", a range without a message up to its
 -- horizon; "claim", the locked range and where the batch ends, with the first message or alone; null,
 -- a further message; "queue", the ranges that were not tried: their ids, the numbers of their groups
--- and channels from 1 on, and generation, slots, and the position up to which nothing is to do. If the log is not the known one the
--- state comes alone.
+-- and channels from 1 on, and for each its generation, its slots, and the position up to which it has
+-- nothing to do. If the log is not the known one the state comes alone.
 --
 -- No search walks further than 100000 positions: a range that has nothing there is moved on by an
 -- empty batch. Who holds a range shows in pg_locks: class 20291, outbox_claim_number. The plans are
