@@ -74,7 +74,9 @@ class Tenant:
         )
         execute(self.session, "SELECT setval('outbox_message_position_seq', %s)", SCHEMAS[schema])
         self.dsn = f"dbname={database['NAME']} host={database['HOST']} port={database['PORT']} "
-        self.dsn += f"user={database['USER'] or 'postgres'} options='-c search_path={schema}'"
+        # Raw INSERTs send no NOTIFY by themselves where the server allows prepared transactions.
+        settings = f"-c search_path={schema} -c outbox.notify=on"
+        self.dsn += f"user={database['USER'] or 'postgres'} options='{settings}'"
         self.files, self.processes = [], []
 
     def start_publisher(self):
