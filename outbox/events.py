@@ -84,8 +84,8 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
         cls.__contract__ = None
         if channel is not None:
             cls.__contract__ = Contract(
-                channel=valid_channel(channel),
-                type=valid_type_name(name if type is None else type),
+                channel=valid_channel(channel, f"{name}: "),
+                type=valid_type_name(name if type is None else type, f"{name}: "),
                 version=_valid_version(version, name),
                 key=_key_reader(cls, key),
                 event_type=cls,
@@ -180,21 +180,21 @@ def all_event_types() -> list[type[Event]]:
     return list(found)
 
 
-def valid_channel(channel: Any) -> str:
-    """Return `channel` when it is one; raises InvalidChannel."""
+def valid_channel(channel: Any, place: str = "") -> str:
+    """Return `channel` when it is one; raises InvalidChannel, whose text `place` begins."""
     if (
         not isinstance(channel, str)
         or not 1 <= len(channel) <= CHANNEL_LENGTH
         or not is_storable(channel)
     ):
-        raise InvalidChannel(channel=channel)
+        raise InvalidChannel(channel=channel, place=place)
     return channel
 
 
-def valid_type_name(name: Any) -> str:
-    """Return `name` when it can be a message type's; raises InvalidTypeName."""
+def valid_type_name(name: Any, place: str = "") -> str:
+    """Return `name` when it can be a type's; raises InvalidTypeName, whose text `place` begins."""
     if not isinstance(name, str) or not name or not is_storable(name):
-        raise InvalidTypeName(name=name)
+        raise InvalidTypeName(name=name, place=place)
     return name
 
 
@@ -213,8 +213,10 @@ def _valid_version(version: Any, name: str) -> int:
 
 def _valid_names(names: Any, name: str) -> tuple[str, ...]:
     if isinstance(names, str):
-        raise InvalidTypeName(f"{name}: was={names!r}: use a list of type names.", name=names)
-    return tuple(valid_type_name(each) for each in names)
+        raise InvalidTypeName(
+            f"{name}: was={names!r}: use a list of type names.", name=names, place=f"{name}: "
+        )
+    return tuple(valid_type_name(each, f"{name}: ") for each in names)
 
 
 def _key_words(key: KeySpec) -> str:

@@ -18,7 +18,7 @@ from .conf import is_number
 from .encoding import is_storable
 from .exceptions import DuplicateHandler, InvalidGroup, UnknownGroup
 from .retry import Retry, default_retry
-from .routes import Route, check_handler, path_of, signature_of
+from .routes import Route, check_handler, origin_of, signature_of
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Start = Literal["earliest", "latest"]
@@ -79,7 +79,7 @@ class ConsumerGroup:
         savepoint_per_message: bool = False,
     ) -> None:
         self.name = name
-        self.channels = _valid_channels(channels)
+        self.channels = _valid_channels(channels, f"Group {name!r}: ")
         self.start = start
         self.retry = default_retry(delivery) if retry is None else retry
         self.on_failure = on_failure
@@ -154,10 +154,10 @@ class ConsumerGroup:
             check_handler(handler, is_batch, self.name)
             for channel, type_name, event_class in targets:
                 known = self._routes.get((channel, type_name))
-                if known is not None and path_of(known.handler) != path_of(handler):
-                    raise DuplicateHandler(
-                        group=self.name, type=type_name, first=path_of(known.handler)
-                    )
+                # A module that is imported again declares the same handler at the same line.
+                if known is not None and origin_of(known.handler) != origin_of(handler):
+                    first = origin_of(known.handler)
+                    raise DuplicateHandler(group=self.name, type=type_name, first=first)
                 self._routes[channel, type_name] = Route(
                     type_name, event_class, handler, is_batch, timeout or self.timeout
                 )
@@ -167,7 +167,7 @@ class ConsumerGroup:
 
     def _targets(self, event_type: type[Any] | str) -> list[Target]:
         if isinstance(event_type, str):
-            name = events.valid_type_name(event_type)
+            name = events.valid_type_name(event_type, f"Group {self.name!r}: ")
             return [(channel, name, None) for channel in self.channels]
         if inspect.isroutine(event_type):
             raise InvalidGroup(
@@ -288,13 +288,12 @@ def _place(frame: types.FrameType) -> str | None:
     return f"{frame.f_globals.get('__name__')}:{frame.f_lineno}" if is_module else None
 
 
-def _valid_channels(channels: Sequence[str]) -> tuple[str, ...]:
+def _valid_channels(channels: Sequence[str], place: str) -> tuple[str, ...]:
+    said = f"{place}channels={channels!r}"
     if isinstance(channels, str):
-        raise InvalidGroup(
-            f"channels={channels!r} is one text: use a list, channels=[{channels!r}]."
-        )
+        raise InvalidGroup(f"{said} is one text: use a list, channels=[{channels!r}].")
     names = channels if isinstance(channels, Iterable) else ()
-    valid = tuple(dict.fromkeys(events.valid_channel(channel) for channel in names))
+    valid = tuple(dict.fromkeys(events.valid_channel(channel, place) for channel in names))
     if not valid:
-        raise InvalidGroup(f"channels={channels!r}: use a list of channel names, at least one.")
+        raise InvalidGroup(f"{said}: use a list of channel names, at least one.")
     return valid

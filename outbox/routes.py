@@ -88,6 +88,12 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def origin_of(function: Callable[..., Any]) -> str:
+    """Return the path of a function, with the line of its declaration where it has one."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{path_of(function)} (line {code.co_firstlineno})" if code else path_of(function)
+
+
 def path_of(function: Callable[..., Any]) -> str:
     """Return the module and the name of a function."""
     return f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"

@@ -374,8 +374,10 @@ def test_a_version_declared_wrongly_is_refused_at_once(version):
 
 @pytest.mark.parametrize("channel", ["", "x" * 64, 5, "a\0", "\ud800"])
 def test_a_channel_declared_wrongly_is_refused_at_once(channel):
-    """A channel is text of 1 to 63 characters."""
-    with pytest.raises(InvalidChannel, match="use text of 1 to 63 characters without NUL"):
+    """A channel is text of 1 to 63 characters; the error names the class."""
+    with pytest.raises(
+        InvalidChannel, match=r"^Wrong: .* use text of 1 to 63 characters without NUL"
+    ):
 
         class Wrong(outbox.Event, channel=channel):
             pass
@@ -383,8 +385,10 @@ def test_a_channel_declared_wrongly_is_refused_at_once(channel):
 
 @pytest.mark.parametrize("type", ["", "a\0", 5, "\ud800"])
 def test_a_type_name_declared_wrongly_is_refused_at_once(type):
-    """A type name is text that PostgreSQL can store."""
-    with pytest.raises(InvalidTypeName, match="is not the name of a message type: use text"):
+    """A type name is text that PostgreSQL can store; the error names the class."""
+    with pytest.raises(
+        InvalidTypeName, match=r"^Wrong: .* is not the name of a message type: use text"
+    ):
 
         class Wrong(outbox.Event, channel="events-wrong", type=type):
             pass

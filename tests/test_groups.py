@@ -55,8 +55,11 @@ def test_the_defaults_are_safe(declare):
         ),
         ({"name": None}, "None is not a group name: use 1 to 63 characters without NUL."),
         ({"name": "a\0"}, "'a\\x00' is not a group name: use 1 to 63 characters without NUL."),
-        ({"channels": []}, "channels=[]: use a list of channel names, at least one."),
-        ({"channels": "orders"}, "channels='orders' is one text: use a list, channels=['orders']."),
+        ({"channels": []}, "Group 'g': channels=[]: use a list of channel names, at least one."),
+        (
+            {"channels": "orders"},
+            "Group 'g': channels='orders' is one text: use a list, channels=['orders'].",
+        ),
         ({"channels": None}, "channels=None: use a list of channel names, at least one."),
         ({"start": "latets"}, "Group 'g': start='latets'; use \"earliest\" or \"latest\"."),
         ({"start": ["latest"]}, "Group 'g': start=['latest']; use \"earliest\" or \"latest\"."),
@@ -88,8 +91,8 @@ def test_a_wrong_option_is_refused_at_once(declare, options, message):
 
 @pytest.mark.parametrize("channel", ["", "x" * 64, 5, "a\0"])
 def test_a_wrong_channel_is_refused_at_once(declare, channel):
-    """A group's channels are checked like those of events."""
-    with pytest.raises(InvalidChannel, match="use text of 1 to 63 characters without NUL"):
+    """A group's channels are checked like those of events; the error names the group."""
+    with pytest.raises(InvalidChannel, match=r"^Group 'g': .* use text of 1 to 63 characters"):
         declare(channels=["orders", channel])
 
 
@@ -250,6 +253,20 @@ def test_a_type_has_one_handler(declare):
         caught.value
     )
     assert "declare a second group" in str(caught.value)
+
+
+def test_a_second_handler_of_the_same_name_is_refused(declare):
+    """A function that was copied with its name would take the place of the first without a word."""
+    group = declare()
+    group.handler(OrderPlaced)(first_handler)
+    copied = types.FunctionType(
+        first_handler.__code__.replace(co_firstlineno=1), globals(), "first_handler"
+    )
+    with pytest.raises(DuplicateHandler) as caught:
+        group.handler(OrderPlaced)(copied)
+
+    line = first_handler.__code__.co_firstlineno
+    assert f"with tests.test_groups.first_handler (line {line}): one handler" in str(caught.value)
 
 
 def first_handler(event, message):

@@ -245,6 +245,13 @@ MISTAKES = [
         files=consumers("\n@billing.handler(OrderPlaced)\ndef other(event, message):\n    pass\n"),
     ),
     Mistake(
+        "two handlers of one event and of one name",
+        ("DuplicateHandler", "billing", r"create_invoice \(line 7\)", "second group"),
+        files=consumers(
+            "\n@billing.handler(OrderPlaced)\ndef create_invoice(event, message):\n    pass\n"
+        ),
+    ),
+    Mistake(
         "one group name in two apps",
         ("'billing'", "shop.consumers", "stock.consumers", "Rename one"),
         settings={"INSTALLED_APPS": [*APPS, "stock"]},
@@ -266,7 +273,7 @@ MISTAKES = [
     ),
     Mistake(
         "a text for the list of channels",
-        ("InvalidGroup", "channels='orders'", r"channels=\['orders'\]"),
+        ("InvalidGroup", "Group 'shipping'", "channels='orders'", r"channels=\['orders'\]"),
         files=consumers('\noutbox.ConsumerGroup("shipping", channels="orders")\n'),
     ),
     Mistake(
@@ -290,7 +297,7 @@ MISTAKES = [
     ),
     Mistake(
         "an empty channel",
-        ("InvalidChannel", "''", "1 to 63 characters"),
+        ("InvalidChannel", "Other: ''", "1 to 63 characters"),
         files=consumers('\nclass Other(outbox.Event, channel=""):\n    order_id: int\n'),
     ),
     Mistake(
@@ -322,7 +329,7 @@ MISTAKES = [
     ),
     Mistake(
         "a group without channels",
-        ("InvalidGroup", r"channels=\[\]", "at least one"),
+        ("InvalidGroup", "Group 'shipping'", r"channels=\[\]", "at least one"),
         files=consumers('\noutbox.ConsumerGroup("shipping", channels=[])\n'),
     ),
     Mistake(

@@ -259,7 +259,7 @@ class CaptureTrigger(pgtrigger.Trigger):
 
 
 def _declare(channel: str, stream: bool) -> None:
-    events.valid_channel(channel)
+    events.valid_channel(channel, "capture(): ")
     if stream:
         events.add_stream_channel(channel)
 

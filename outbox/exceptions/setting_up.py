@@ -62,9 +62,10 @@ class UnknownDatabase(OutboxError, ConnectionDoesNotExist):
 
 
 class InvalidChannel(OutboxError, ValueError):
-    """{channel!r} is not a channel name: use text of 1 to 63 characters without NUL."""
+    """{place}{channel!r} is not a channel name: use text of 1 to 63 characters without NUL."""
 
     channel: Any
+    place: str
 
 
 class UnknownChannel(OutboxError, LookupError):
@@ -82,9 +83,11 @@ class UnknownType(OutboxError, LookupError):
 
 
 class InvalidTypeName(OutboxError, ValueError):
-    """{name!r} is not the name of a message type: use text of 1 character or more, without NUL."""
+    """{place}{name!r} is not the name of a message type: use text of 1 character or more, without \
+NUL."""
 
     name: Any
+    place: str
 
 
 class InvalidGroup(OutboxError, ValueError):

@@ -74,7 +74,7 @@ class Aggregate(models.Model):
         """Take `channel=` in the class statement, and find the methods that apply events."""
         super().__init_subclass__(**options)
         if channel is not None:
-            cls.channel = valid_channel(channel)
+            cls.channel = valid_channel(channel, f"{cls.__name__}: ")
         cls._appliers = dict(getattr(cls, "_appliers", {}))
         for name, method in vars(cls).items():
             for event_type in getattr(method, MARK, ()):
