@@ -18,6 +18,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 READ = "SELECT payload FROM outbox_message"
 ROUTED = "SELECT payload FROM outbox_event_router"
 PUBLISH = "SELECT outbox_publish_v1('orders', '1', 'OrderPlaced', '{\"order_id\": 1}', '{}')"
+APPEND = (
+    "SELECT outbox_lock_stream_v1('orders', '1', true),"
+    " outbox_append_to_stream_v1('orders', '1', 'OrderPlaced', '{}', '{}', NULL, NULL)"
+)
+FORGET_STREAM = "DELETE FROM outbox_stream"
 PLAIN = "INSERT INTO outbox_message (channel, type, payload) VALUES ('orders', 'Raw', '{}')"
 CHOSEN = "INSERT INTO outbox_message (position, channel, type, payload) VALUES (1, 'a', 'b', '{}')"
 BACKDATED = (
@@ -31,12 +36,15 @@ ADVANCE = "SELECT setval('outbox_message_position_seq', 1000000)"
 RECORD = """INSERT INTO outbox_operator_action (actor, action, "group", details)
     VALUES ('a', 'b', 'c', '{}')"""
 MAY = {
-    "publisher": {PUBLISH, PLAIN, HORIZON},
+    "publisher": {PUBLISH, APPEND, PLAIN, HORIZON},
     "consumer": {READ, ROUTED, MOVE, HORIZON},
     "operator": {READ, ROUTED, MOVE, HORIZON, RECORD},
     "reader": {READ, ROUTED, HORIZON},
 }
-ALL = [READ, ROUTED, PUBLISH, PLAIN, CHOSEN, BACKDATED, MOVE, ERASE, HORIZON, ADVANCE, RECORD]
+ALL = [
+    *(READ, ROUTED, PUBLISH, APPEND, FORGET_STREAM, PLAIN, CHOSEN, BACKDATED),
+    *(MOVE, ERASE, HORIZON, ADVANCE, RECORD),
+]
 
 
 @pytest.fixture
@@ -75,7 +83,8 @@ def may(role, statement):
 
 @pytest.mark.parametrize("kind", RIGHTS)
 def test_a_role_may_do_its_work_and_nothing_else(role, kind):
-    """Publishing needs no right to read payloads, to choose positions or times, or to see who reads;
+    """Publishing needs no right to read payloads, to choose positions or times, to see who
+    reads, or to delete the version of a stream;
     nobody but the owner empties the log or moves the sequence."""
     name = role(kind)
 

@@ -428,6 +428,20 @@ def test_a_mistake_is_answered_with_its_cause_and_its_cure(mistake, tmp_path, da
         assert re.search(words, " ".join(answer.split())), f"{words}\n{answer}"
 
 
+def test_the_answer_to_a_disabled_trigger_mends_it(tmp_path, databases, forks):
+    """After `manage.py pgtrigger install` publishing works, and doctor finds nothing about triggers."""
+    project = project_with(Mistake("", (), database="damaged"), tmp_path, databases)
+    refused, _ = forks.run(project.folder, SCRIPT + PUBLISH)
+    forks.run(project.folder, ["pgtrigger", "install"])
+    published = forks.run(project.folder, SCRIPT + PUBLISH)
+    _, findings = forks.run(project.folder, ["outbox", "doctor"])
+    forks.run(project.folder, ["pgtrigger", "disable", "outbox.Message:take_floor"])
+
+    assert refused == 1
+    assert published == (0, "")
+    assert re.search(r"^ok +triggers ", findings, re.MULTILINE), findings
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_tells_that_migrate_was_forgotten(verb, tmp_path, databases, forks):
     """It names the command to run, without a traceback."""

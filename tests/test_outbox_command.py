@@ -382,6 +382,16 @@ def test_pause_and_resume_hold_a_group_and_let_it_go():
     assert records == [("pause", "deploy"), ("resume", "")]
 
 
+def test_a_pause_without_an_end_lasts_until_resume():
+    """Under PAUSED-UNTIL `pause` shows what ends it, `resume` nothing; neither says that it was resumed."""
+    register([consumers.billing], "default")
+    lines = [run(verb, "billing")[0].splitlines() for verb in ("pause", "resume")]
+
+    assert [header.split()[-1] for header, _ in lines] == ["PAUSED-UNTIL", "PAUSED-UNTIL"]
+    assert lines[0][1].endswith(" until resume")
+    assert lines[1][1].split()[-1] == "-"
+
+
 def test_a_pause_ends_at_its_time_and_of_one_channel_only():
     """`--until` needs no resume; `--channel` leaves the others alone."""
     register([consumers.audit], "default")

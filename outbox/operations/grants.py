@@ -36,7 +36,7 @@ RIGHTS: dict[str, list[tuple[str, str]]] = {
     "publisher": [
         ("USAGE", POSITIONS),
         ("INSERT (channel, key, type, payload, headers), SELECT (position)", "outbox_message"),
-        ("SELECT, INSERT, UPDATE, DELETE", "outbox_stream"),
+        ("SELECT, INSERT, UPDATE", "outbox_stream"),
         ("SELECT, INSERT", "outbox_stream_message"),
     ],
     "consumer": [("SELECT", POSITIONS), *READ, *CONSUME],
