@@ -7,7 +7,8 @@ why.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -104,6 +105,23 @@ def draft_of(event: Event, headers: Mapping[str, Any] | None) -> Draft:
         headers = {**(headers or {}), VERSION_HEADER: contract.version}
     key = None if contract.key is None else key_text(contract.key(event))
     return Draft(contract.channel, contract.type, event, key, headers)
+
+
+def reader(event_type: type[Any]) -> Callable[[Message], Any]:
+    """Return a function that does what `decode` does, in fewer steps for the usual message."""
+    contract: Contract | None = getattr(event_type, "__contract__", None)
+    if contract is None or contract.version != 1:
+        return functools.partial(decode, event_type=event_type)
+
+    def read(message: Message) -> Any:
+        if _VERSION_MARK not in message.raw_headers:
+            try:
+                return contract.decoder.decode(message.raw_payload)
+            except Exception:  # it fails again in decode(), which says why
+                pass
+        return decode(message, event_type)
+
+    return read
 
 
 def decode(message: Message, event_type: type[Any]) -> Any:

@@ -24,15 +24,16 @@ class Route:
     timeout: float | None
     most_together: int | None = None
     """With "at_least_once" the most messages for one call of a batch handler; None: no limit."""
+    event_of: Callable[[messages.Message], Any] = dataclasses.field(init=False)
+    """Returns what the handler takes as the event of a message; raises UndecodableMessage."""
 
-    def event_of(self, message: messages.Message) -> Any:
-        """Return what the handler takes as the event of a message.
+    def __post_init__(self) -> None:
+        reader = _payload_of if self.event_type is None else messages.reader(self.event_type)
+        object.__setattr__(self, "event_of", reader)
 
-        Raises UndecodableMessage.
-        """
-        if self.event_type is None:
-            return message.payload
-        return messages.decode(message, self.event_type)
+
+def _payload_of(message: messages.Message) -> Any:
+    return message.payload
 
 
 def check_handler(handler: Callable[..., Any], is_batch: bool, group: str) -> None:

@@ -121,20 +121,20 @@ class Claims:
         is_scan = began >= self._scan_at or len(self.idle) <= FEW
         rows = self._ask(groups, most, size, end_position, is_scan)
         found, news, without_messages = None, False, []
-        for index, (*_, image, kind) in enumerate(rows):
+        for index, (image, kind) in enumerate(row[6:] for row in rows):
             if kind == "state":
                 news = self._take_state(_decode_state(image))
                 self._drop_at = began + QUEUE_SECONDS
                 if is_scan:
-                    now = time.monotonic()
-                    self._scan_at = now + (now - began) / SCAN_PART
+                    self._scan_at = (now := time.monotonic()) + (now - began) / SCAN_PART
             elif kind == "idle":
                 without_messages.append(_decode_idle(image))
-            elif kind == "claim":
-                messages = [row[:6] for row in rows[index:] if row[0] is not None]
-                found = cursors.decode_claim(image), messages
-            elif kind == "queue":
-                self._fill_queue(groups, *_decode_queue(image))
+            else:  # a claim, its further messages, and the queue
+                if rows[-1][7] == "queue":
+                    self._fill_queue(groups, *_decode_queue(rows.pop()[6]))
+                first = index + (rows[index][0] is None)
+                found = cursors.decode_claim(image), [each[:6] for each in rows[first:]]
+                break
         self._note_idle(without_messages)
         if found is not None:
             self._keep_place(found[0])

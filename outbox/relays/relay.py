@@ -45,8 +45,12 @@ class _RawRoute(HandlerRoute):
 
     __slots__ = ()
 
-    def event_of(self, message: Message) -> None:
-        """Return nothing: the sink takes the payload as it is stored."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "event_of", _no_event)
+
+
+def _no_event(message: Message) -> None:
+    """Return nothing: the sink takes the payload as it is stored."""
 
 
 @dataclasses.dataclass(slots=True)
