@@ -80,7 +80,7 @@ def _append_to_stream(draft: Draft, expected: int | None, using: str) -> int:
     try:
         with connections[using].cursor() as cursor, _explained():
             run_statement(cursor, "append_to_stream", parameters)
-            position, version = cursor.fetchone()
+            position, version = cursor.fetchone()[0]
     except OperationalError as error:
         if database.is_conflict(error):
             raise StreamConflict(**conflict, actual=None) from error

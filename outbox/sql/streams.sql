@@ -2,8 +2,7 @@
 
 -- name: append_to_stream
 -- Locks the row of the stream, then takes the floor: writers of one stream wait for each other.
-SELECT position, version
-FROM outbox_append_to_stream_v1(
+SELECT outbox_append_to_stream_v1(
     %(channel)s, %(key)s, %(type)s, %(payload)s, %(headers)s, %(expected)s,
     %(guarded)s
 )

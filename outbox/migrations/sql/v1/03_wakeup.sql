@@ -78,10 +78,13 @@ DECLARE
     floor bigint;
     first_channel text;
     last_channel text;
+    have_versions boolean;
     ignored boolean;
 BEGIN
-    SELECT min(position), max(position), min(channel), max(channel)
-    INTO lowest, highest, first_channel, last_channel
+    SELECT
+        min(position), max(position), min(channel), max(channel),
+        bool_and(headers ? 'stream_version')
+    INTO lowest, highest, first_channel, last_channel, have_versions
     FROM appended;
     IF lowest IS NULL THEN
         RETURN NULL;
@@ -116,19 +119,24 @@ BEGIN
             USING ERRCODE = 'check_violation',
                 HINT = 'Leave the column position out of the INSERT.';
     END IF;
-    IF EXISTS (
+    -- Nested: the server prepares all queries of a condition, also those that it does not reach.
+    IF NOT have_versions THEN
+        IF EXISTS (
             SELECT FROM outbox_stream AS s WHERE s.channel BETWEEN first_channel AND last_channel
-        )
-        AND EXISTS (
-            SELECT FROM appended AS a
-            WHERE NOT a.headers ? 'stream_version'
-              AND EXISTS (SELECT FROM outbox_stream AS s WHERE s.channel = a.channel)
-        )
-        AND current_setting('session_replication_role') <> 'replica'
-    THEN
-        RAISE EXCEPTION 'outbox_message: a message without a version in a channel of streams'
-            USING ERRCODE = 'check_violation',
-                HINT = 'Publish it with outbox.publish() or outbox_append_to_stream_v1().';
+        ) THEN
+            IF EXISTS (
+                SELECT FROM appended AS a
+                WHERE NOT a.headers ? 'stream_version'
+                  AND EXISTS (SELECT FROM outbox_stream AS s WHERE s.channel = a.channel)
+            )
+                AND current_setting('session_replication_role') <> 'replica'
+            THEN
+                RAISE EXCEPTION
+                    'outbox_message: a message without a version in a channel of streams'
+                    USING ERRCODE = 'check_violation',
+                        HINT = 'Publish it with outbox.publish() or outbox_append_to_stream_v1().';
+            END IF;
+        END IF;
     END IF;
     IF first_channel <> last_channel THEN
         PERFORM outbox_notify(place.signal, may_be_prepared)

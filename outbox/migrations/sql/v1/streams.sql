@@ -61,17 +61,20 @@ $$;
 
 -- Append one message to a stream, if the stream stands at the expected version (null: at any).
 -- The row of the stream is locked first, so that a writer waits for other writers of its stream
--- before it holds a floor: a wait never holds the horizon back. A null position: the stream stands
--- at another version, which is returned, and nothing was stored. guarded: the version at which a
--- guard saw the stream, without what this transaction appended to it.
+-- before it holds a floor: a wait never holds the horizon back. Return position and version in an
+-- array, which costs less than a row: a function in FROM is planned and scanned. A null position:
+-- the stream stands at another version, which is returned, and nothing was stored. guarded: the
+-- version at which a guard saw the stream, without what this transaction appended to it.
 CREATE FUNCTION outbox_append_to_stream_v1(
     of_channel text, of_key text, of_type text, of_payload text, of_headers text, expected bigint,
     guarded bigint
-) RETURNS TABLE ("position" bigint, version bigint) LANGUAGE plpgsql
+) RETURNS bigint[] LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 #variable_conflict use_variable
 DECLARE
     own bigint := CASE WHEN guarded IS NULL THEN 0 ELSE outbox_own_appends_v1(of_channel, of_key) END;
+    version bigint;
+    position bigint;
     ignored bigint;
 BEGIN
     LOOP
@@ -86,8 +89,7 @@ BEGIN
             SELECT s.version FROM outbox_stream AS s WHERE s.channel = of_channel AND s.key = of_key
         ), 0);
         IF version <> expected OR version <> guarded + own THEN
-            RETURN NEXT;
-            RETURN;
+            RETURN ARRAY[NULL, version];
         END IF;
         INSERT INTO outbox_stream (channel, key, version) VALUES (of_channel, of_key, 1)
         ON CONFLICT DO NOTHING
@@ -100,8 +102,10 @@ BEGIN
     );
     INSERT INTO outbox_stream_message (channel, key, version, position)
     VALUES (of_channel, of_key, version, position);
-    ignored := outbox_count_appends_v1(of_channel, of_key, 1);
-    RETURN NEXT;
+    IF current_setting(outbox_own_appends_setting(), true) <> '' THEN
+        ignored := outbox_count_appends_v1(of_channel, of_key, 1);
+    END IF;
+    RETURN ARRAY[position, version];
 END
 $$;
 
