@@ -49,7 +49,10 @@ TEMPLATES = [
         },
     }
 ]
-OUTBOX: dict[str, Any] = json.loads(os.environ.get("OUTBOX_TEST_SETTINGS", "{}"))
+OUTBOX: dict[str, Any] = {
+    "BATCH_SECONDS": 60.0,  # a batch ends by its size, however slow the machine is
+    **json.loads(os.environ.get("OUTBOX_TEST_SETTINGS", "{}")),
+}
 
 DATABASES = {"default": database_from_url(database_url())}
 if name := os.environ.get("OUTBOX_TEST_DB"):

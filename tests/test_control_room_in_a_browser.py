@@ -227,11 +227,14 @@ def test_a_group_is_paused_with_the_keyboard_alone(browser, live_server, script)
                 return focused
         raise AssertionError(f"Tab does not reach {text}")
 
-    tab_to("scripted").send_keys(Keys.ENTER)
-    tab_to("Pause").send_keys(Keys.ENTER)
-    tab_to("id_reason").send_keys("maintenance")
-    tab_to("Confirm: Pause: scripted").send_keys(Keys.ENTER)
-    wait_until(lambda: Cursor.objects.get(group="scripted").paused_until is not None)
+    def enter(text):
+        browser.leave_by(lambda: tab_to(text).send_keys(Keys.ENTER))
 
+    enter("scripted")
+    enter("Pause")
+    tab_to("id_reason").send_keys("maintenance")
+    enter("Confirm: Pause: scripted")
+
+    assert Cursor.objects.get(group="scripted").paused_until is not None
     assert OperatorAction.objects.get().actor == "ann"
     assert "none" not in outlines

@@ -167,7 +167,7 @@ def run_example(*arguments):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
 
 
@@ -266,7 +266,7 @@ def test_ctrl_c_leaves_no_process_behind():
         int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
     ]
     demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=60)
+    demo.communicate(timeout=120)
 
     assert demo.returncode == 130
     assert len(children) >= 5

@@ -164,13 +164,13 @@ def test_a_key_released_while_its_next_message_is_put_aside(
         mailer.handle(payload, message)
         if message.position == first[0]:
             is_redriving.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
 
     def look_then_redrive(claim, keys, using):
         found = look(claim, keys, using)
         if "a" in keys and not redrives:
             redrives.append(background(redrive_all, "mailer"))
-            assert is_redriving.wait(30)
+            assert is_redriving.wait(60)
         return found
 
     mailer.do(handle)
@@ -181,6 +181,7 @@ def test_a_key_released_while_its_next_message_is_put_aside(
     go_on.set()
     redrives[0].result()
     work.result()
+    mailer.drain()  # the worker may have ended while the redrive looked for more in the range
 
     assert mailer.parked() == []
     assert [position for position in mailer.effects() if position in positions] == positions
@@ -229,22 +230,43 @@ def test_a_reset_refuses_the_advance_of_the_message_in_hand(mailer, caplog):
     assert account("mailer") == (2, 2)
 
 
-def test_a_lease_is_renewed_while_a_handler_is_slow(script, monkeypatch, background):
-    """A handler may take longer than the lease: nobody takes the range over meanwhile."""
-    mailer = script("mailer", delivery="at_least_once", lease=0.3)
+@pytest.fixture
+def slow(script, background):
+    """Start a worker of a leased group whose handler waits; return the group and what lets it go on."""
     go_on = threading.Event()
+
+    def start(lease):
+        made = script("mailer", delivery="at_least_once", lease=lease)
+
+        def handle(payload, message):
+            made.handle(payload, message)
+            assert go_on.wait(120)
+
+        made.do(handle)
+        return made, background(made.drain), go_on
+
+    yield start
+    go_on.set()
+
+
+def test_a_lease_is_renewed_while_a_handler_is_slow(slow):
+    """A handler may take longer than the lease: when its first end has passed, it has a later one."""
     positions = publish("a", "b")
+    mailer, first, go_on = slow(0.3)
+    row = wait_until(lambda: Cursor.objects.filter(leased_until__isnull=False).first())
+    is_renewed = "clock_timestamp() > %s AND leased_until > clock_timestamp()"
+    wait_until(lambda: Cursor.objects.extra(where=[is_renewed], params=[row.leased_until]))
+    go_on.set()
+    first.result()
 
-    def handle(payload, message):
-        mailer.handle(payload, message)
-        assert go_on.wait(30)
+    assert mailer.times() == {positions[0]: 1, positions[1]: 1}
 
-    mailer.do(handle)
-    first = background(mailer.drain)
-    leased_until = wait_until(lambda: Cursor.objects.filter(leased_until__isnull=False).first())
-    ends = leased_until.leased_until
-    wait_until(lambda: mailer.cursor().leased_until > ends)
-    wait_until(lambda: Cursor.objects.extra(where=["clock_timestamp() > %s"], params=[ends]))
+
+def test_another_worker_leaves_a_leased_range_alone(slow):
+    """It finds nothing to do while the handler of the first one works."""
+    positions = publish("a", "b")
+    mailer, first, go_on = slow(600.0)
+    wait_until(lambda: mailer.runs)
     second = Worker([mailer.group]).run_once()
     go_on.set()
     first.result()

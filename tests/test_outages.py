@@ -142,8 +142,8 @@ class Site:
         assert self.effects() == expected + 1
 
     def is_asleep(self) -> bool:
-        rows = self.run("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'")
-        return bool(rows)
+        idle = "locktype = 'advisory' AND mode = 'ShareLock' AND classid::bigint >> 16 = 20297"
+        return bool(self.run(f"SELECT 1 FROM pg_locks WHERE {idle}"))
 
     def stop(self) -> None:
         if self.worker is not None:
@@ -280,6 +280,8 @@ def test_a_server_that_turns_read_only_is_waited_for(site, tmp_path):
     wait_until(site.is_asleep)
     site.run("ALTER SYSTEM SET default_transaction_read_only = on")
     site.run("SELECT pg_reload_conf()")
+    # The server tells its sessions before it takes a new one with the new value.
+    wait_until(lambda: site.run("SHOW default_transaction_read_only") == [("on",)])
     publisher = site.connect()
     with publisher.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = off")

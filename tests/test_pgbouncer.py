@@ -24,6 +24,12 @@ def effects() -> list[int]:
         return [position for (position,) in cursor.fetchall()]
 
 
+def locks() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+        return cursor.fetchone()[0]
+
+
 def test_poll_only_works_through_a_pooler(pooled):
     """Publishing and consuming through the pooler, without LISTEN."""
     worker = start_manage("consume", "billing", "--no-listen", "--poll-interval", "0.2", **pooled)
@@ -32,7 +38,7 @@ def test_poll_only_works_through_a_pooler(pooled):
         wait_until(lambda: effects() == [position])
     finally:
         worker.terminate()
-        _, narration = worker.communicate(timeout=30)
+        _, narration = worker.communicate(timeout=120)
 
     assert "pooler" not in narration
 
@@ -44,12 +50,9 @@ def test_a_worker_behind_a_pooler_says_so_and_polls(pooled):
         warning = next(line for line in worker.stderr if "pooler" in line)
         position = int(run_code(PUBLISH, **pooled).stdout)
         wait_until(lambda: effects() == [position])
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-            locks = cursor.fetchone()[0]
+        wait_until(lambda: locks() == 0)  # what is left behind stays; maintenance may hold one now
     finally:
         worker.terminate()
-        worker.communicate(timeout=30)
+        worker.communicate(timeout=120)
 
-    assert locks == 0
     assert "OUTBOX['LISTEN']" in warning

@@ -558,7 +558,7 @@ def test_the_number_of_ranges_changes_under_load(background, start_command):
         publisher.result(120)
     wait_until(lambda: not any(each.lag for each in status.describe("billing").ranges), timeout=120)
     workers.terminate()
-    workers.communicate(timeout=30)
+    workers.communicate(timeout=120)
     published, done = set(stored()), handled("billing")
     faults = {
         "lost": len(published.difference(done)),

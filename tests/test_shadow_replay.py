@@ -94,11 +94,12 @@ def test_a_shadow_takes_over_without_loss_or_double(tables, parallelism):
     flight_log.publish(happened[:half])
     workers = [Worker([old, new], batch_size=17) for _ in range(2)]
     threads = [Background(each.run) for each in workers]
-    publishing = Background(publish_slowly, happened[half:])
+    publishing = Background(publish_slowly, happened[half:-20])
     try:
         wait_until(lambda: len(rows("delay_next")) > half // 4)
         page_code("take_over")(old.name, new.name, page_code("swap"))
         publishing.result()
+        flight_log.publish(happened[-20:])
         wait_until(lambda: describe(old).summary.lag == 0)
     finally:
         for each in workers:

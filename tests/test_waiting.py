@@ -37,7 +37,7 @@ def running():
     yield start
     for a_worker, thread in started:
         a_worker.stop()
-        thread.join(30)
+        thread.join(60)
 
 
 def waiters(session):
@@ -64,7 +64,7 @@ def test_it_gives_up_at_the_timeout():
     began = time.monotonic()
 
     assert outbox.wait_for("billing", position, timeout=0.2) is False
-    assert 0.2 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.2
 
 
 def test_it_waits_for_a_group_that_has_no_cursor_yet():
@@ -91,18 +91,18 @@ def test_it_waits_for_every_channel_and_range_of_the_group(connect):
 
 def test_it_wakes_up_by_notify(connect, monkeypatch):
     """With all looks of its own put off to after the timeout, the NOTIFY alone ends the wait."""
-    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
+    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 600)
     session = connect()
     gate = Gate(connect(), "billing")
     position = publish_order(note="gate")
-    waited = Background(outbox.wait_for, "billing", position, 30)
+    waited = Background(outbox.wait_for, "billing", position, 50)
     wait_until(lambda: waiters(session))
     handling = Background(worker("billing").run_once)
     wait_until(gate.waiting)
     gate.open()
     handling.result()
 
-    assert waited.result(10) is True
+    assert waited.result() is True
 
 
 def test_a_batch_that_looked_before_the_waiter_came_is_not_missed(connect, monkeypatch):
@@ -121,16 +121,16 @@ def test_a_batch_that_looked_before_the_waiter_came_is_not_missed(connect, monke
         with transaction.atomic():
             worker("billing").run_once()
             has_looked.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
 
     handling = Background(handle_and_hold)
-    assert has_looked.wait(30)
-    waited = Background(outbox.wait_for, "billing", position, 30)
+    assert has_looked.wait(60)
+    waited = Background(outbox.wait_for, "billing", position, 50)
     wait_until(lambda: waiters(session) and len(looks) > 4)
     go_on.set()
     handling.result()
 
-    assert waited.result(10) is True
+    assert waited.result() is True
 
 
 def test_a_worker_sends_no_notify_when_nobody_waits(connect):
@@ -147,7 +147,7 @@ def test_a_worker_sends_no_notify_when_nobody_waits(connect):
         drain("billing")
     silent = heard(listener)
     position = publish_order()
-    waited = Background(outbox.wait_for, "billing", position, 30)
+    waited = Background(outbox.wait_for, "billing", position, 50)
     wait_until(lambda: waiters(session))
     drain("billing")
     waited.result()
@@ -185,7 +185,7 @@ def test_it_polls_where_listening_is_off(connect, running, settings):
     session = connect()
     position = publish_order()
     seen = []
-    waited = Background(outbox.wait_for, "billing", position, 30)
+    waited = Background(outbox.wait_for, "billing", position, 50)
     running("billing")
     wait_until(lambda: seen.extend(waiters(session)) or not waited.is_alive())
 
@@ -202,7 +202,7 @@ def test_it_polls_behind_a_pooler(pooled, connect):
     waited = start_process(
         "-c",
         "import django; django.setup(); import outbox;"
-        f" print(outbox.wait_for('billing', {position}, 30))",
+        f" print(outbox.wait_for('billing', {position}, 100))",
         **pooled,
     )
     looks = [wait_until(lambda: looked(session))[0]]
@@ -210,7 +210,7 @@ def test_it_polls_behind_a_pooler(pooled, connect):
         looks += [at for at in looked(session) if at != looks[-1]]
     seen = waiters(session)
     drain("billing")
-    output, narration = waited.communicate(timeout=60)
+    output, narration = waited.communicate(timeout=120)
 
     assert output == "True\n", narration
     assert seen == []
@@ -244,7 +244,7 @@ def test_caught_up_does_not_wait_for_what_others_are_publishing(connect):
     """A transaction that began to publish after the block's own does not hold it up."""
     publisher = connect()
     publish_order()
-    with outbox.caught_up("billing", timeout=5):
+    with outbox.caught_up("billing", timeout=60):
         publish_order()
         execute(publisher, "BEGIN")
         insert(publisher)
@@ -255,7 +255,7 @@ def test_caught_up_waits_for_what_the_block_published(running):
     """After the block its effects are there to be read."""
     running("billing", "crew")
     for _ in range(20):
-        with outbox.caught_up("billing", "crew"):
+        with outbox.caught_up("billing", "crew", timeout=60):
             position = publish_order()
 
         assert Effect.objects.filter(position=position).count() == 2
@@ -265,7 +265,7 @@ def test_caught_up_works_as_a_decorator(running):
     """A view that is decorated answers when the group has caught up."""
     running("billing")
 
-    @outbox.caught_up("billing")
+    @outbox.caught_up("billing", timeout=60)
     def view():
         return publish_order()
 
@@ -317,14 +317,14 @@ def test_a_parked_message_counts_as_handled():
 
 def test_a_skip_ends_the_wait(connect, monkeypatch):
     """An operator's skip wakes who waits, as a worker's commit does."""
-    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 60)
+    monkeypatch.setattr(read_your_writes, "FIRST_WAIT", 600)
     session = connect()
     position = publish_order()
-    waited = Background(outbox.wait_for, "billing", position, 30)
+    waited = Background(outbox.wait_for, "billing", position, 50)
     wait_until(lambda: waiters(session))
     replay.skip("billing", position, reason="test")
 
-    assert waited.result(10) is True
+    assert waited.result() is True
 
 
 def test_an_unknown_group_is_refused():
@@ -338,7 +338,7 @@ def test_many_can_wait_at_once(connect, running):
     session = connect()
     position = publish_order()
     register([consumers.billing], "default")
-    waited = [Background(outbox.wait_for, "billing", position, 30) for _ in range(5)]
+    waited = [Background(outbox.wait_for, "billing", position, 50) for _ in range(5)]
     wait_until(lambda: len(waiters(session)) == 5)
     running("billing")
 

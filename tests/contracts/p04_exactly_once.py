@@ -194,7 +194,7 @@ def test_competing_worker_processes_survive_kill_after_kill(start_command, obser
         victim.wait()
     wait_until(lambda: Effect.objects.count() >= len(positions), timeout=120)
     survivor.terminate()
-    survivor.wait(30)
+    survivor.wait(120)
     drain("crew")
 
     assert sorted(handled("crew")) == positions

@@ -164,17 +164,14 @@ def test_alerts_fire_and_clear_and_the_dashboard_has_data(
             message=f"no data in {panel!r}: {text}",
         )
 
-    assert not server.is_firing("OutboxGroupStopped", group="doomed")
-
+    wait_until(lambda: not server.is_firing("OutboxGroupStopped", group="doomed"))
     for pid in [supervisor.pid, *children(supervisor)]:
         os.kill(pid, signal.SIGKILL)
     publish_orders(5)
     wait_until(lambda: server.is_firing("OutboxGroupStopped", group="doomed"))
     start_command(*work)
     wait_until(lambda: not server.is_firing("OutboxGroupStopped", group="doomed"))
-
-    assert not server.is_firing("OutboxHorizonHeld")
-
+    wait_until(lambda: not server.is_firing("OutboxHorizonHeld"))
     session = connect()
     session.autocommit = False
     insert(session)

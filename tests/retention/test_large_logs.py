@@ -32,12 +32,12 @@ COMPACTED = amount(5_000, 1_000_000)
 class Publisher:
     """Publishes one message after the other on a session of its own, inside the with statement.
 
-    A lock that it waited a second for would end it.
+    A lock that it waited a second for (in the long form) would end it.
     """
 
     def __init__(self, session):
         self.cursor, self.times, self.stop = session.cursor(), [], threading.Event()
-        self.cursor.execute("SET lock_timeout = '1s'")
+        self.cursor.execute(f"SET lock_timeout = '{amount(30, 1)}s'")
         self.thread = threading.Thread(target=self.publish)
 
     def publish(self):
@@ -111,7 +111,7 @@ def test_the_promised_range_has_room_for_what_is_published_during_the_scan(small
 def test_a_full_default_segment_keeps_no_publisher_waiting(small_log, connect):
     """Segments are added and strays moved while a publisher goes on; its lock time-out never fires.
 
-    A scan of the default segment under its lock would last longer than that.
+    In the long form a scan of the default segment under its lock would last longer than that.
     """
     run("SELECT setval('outbox_message_position_seq', 1000)")
     publish(STRAYS)

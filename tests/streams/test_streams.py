@@ -36,7 +36,7 @@ def race(*functions):
 
     def run(index, function):
         try:
-            barrier.wait(30)
+            barrier.wait(60)
             outcomes[index] = function()
         except Exception as error:
             outcomes[index] = error

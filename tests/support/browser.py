@@ -64,7 +64,7 @@ class Browser:
         self.driver.get(f"{site}/admin/login/")
         self.fill("id_username", name)
         self.fill("id_password", password)
-        self._leave_by(lambda: self.driver.find_element("css selector", "[type=submit]"))
+        self.leave_by(lambda: self.driver.find_element("css selector", "[type=submit]").click())
 
     def fill(self, name: str, text: str) -> None:
         """Write into the field with an id."""
@@ -73,11 +73,12 @@ class Browser:
     def click(self, text: str) -> None:
         """Click on the first link or button of the page's content that shows a text, and wait for the
         page that it leads to."""
-        self._leave_by(lambda: self.driver.find_element("xpath", LINK_OR_BUTTON.format(text)))
+        found = LINK_OR_BUTTON.format(text)
+        self.leave_by(lambda: self.driver.find_element("xpath", found).click())
 
-    def _leave_by(self, find: Callable[[], Any]) -> None:
-        """Click on an element, and wait until the page that had it is gone. The live view may exchange
-        the element between the look and the click: then it is looked for again."""
+    def leave_by(self, act: Callable[[], object]) -> None:
+        """Act on an element, and wait for the page that it leads to. The live view may exchange the
+        element between the look and the act: then it is looked for again."""
         from selenium.common.exceptions import (
             NoSuchElementException,
             StaleElementReferenceException,
@@ -85,9 +86,9 @@ class Browser:
 
         page = self.driver.find_element("tag name", "html")
 
-        def clicked() -> bool:
+        def acted() -> bool:
             try:
-                find().click()
+                act()
             except (NoSuchElementException, StaleElementReferenceException):
                 return False
             return True
@@ -99,7 +100,7 @@ class Browser:
                 return True
             return False
 
-        wait_until(clicked, 120)
+        wait_until(acted, 120)
         wait_until(gone, 120)
         wait_until(
             lambda: self.driver.execute_script("return document.readyState") == "complete", 120

@@ -62,7 +62,7 @@ def background():
 
     yield start
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MANAGE = ROOT / "tests" / "manage.py"
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 60.0, message: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 120.0, message: str = "") -> T:
     """Call the predicate until what it returns is true, and return that; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := predicate()):
