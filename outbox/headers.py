@@ -21,7 +21,7 @@ from . import database, observers
 from .conf import log_alias
 from .encoding import encode
 from .exceptions import InvalidContext
-from .messages import VERSION_HEADER
+from .messages import RESERVED_HEADERS, VERSION_HEADER
 from .sql import run_statement
 
 _LEAD = r"(?:\s|\(|/\*.*?\*/|--[^\n]*\n)*"
@@ -47,10 +47,11 @@ def context(*, using: str | None = None, **values: Any) -> Block:
     Around it they hold for all its writes; a statement that writes in autocommit mode then gets
     a transaction of its own. In a transaction that is broken nothing happens.
 
-    Raises InvalidContext for the name "version", UnencodableValue and NulCharacter.
+    Raises InvalidContext for the names "version", "stream_version" and "outbox.erased",
+    UnencodableValue and NulCharacter.
     """
-    if VERSION_HEADER in values:
-        raise InvalidContext(name=VERSION_HEADER)
+    for name in (RESERVED_HEADERS | {VERSION_HEADER}).intersection(values):
+        raise InvalidContext(name=name)
     encode({k: v for k, v in values.items() if not callable(v)}, "context")
     return Block(log_alias(using) if using is not None else None, values)
 

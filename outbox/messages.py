@@ -19,6 +19,8 @@ from .exceptions import InvalidEvent, UndecodableMessage
 
 VERSION_HEADER = "version"
 STREAM_HEADER = "stream_version"
+RESERVED_HEADERS = frozenset({STREAM_HEADER, "outbox.erased"})
+"""Only the outbox itself writes them."""
 ERASED_HEADERS = '{"outbox.erased": true}'
 """The headers of a message that was erased, as PostgreSQL writes them."""
 _VERSION_MARK = f'"{VERSION_HEADER}"'

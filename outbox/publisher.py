@@ -22,7 +22,7 @@ from .exceptions import (
     OutboxError,
     TransactionRequired,
 )
-from .messages import VERSION_HEADER, Draft, draft_of
+from .messages import RESERVED_HEADERS, VERSION_HEADER, Draft, draft_of
 
 Headers = Mapping[str, Any] | None
 
@@ -167,6 +167,10 @@ def _valid(headers: Any, *, may_have_version: bool = False) -> dict[str, Any] | 
         return None
     if not isinstance(headers, Mapping):
         raise InvalidHeaders(headers=headers, reason="use a mapping")
+    for name in RESERVED_HEADERS.intersection(headers):
+        raise InvalidHeaders(
+            headers=headers, reason=f'"{name}" is the outbox\'s own: use another name'
+        )
     version = headers.get(VERSION_HEADER, 1)
     if VERSION_HEADER in headers and not may_have_version:
         raise InvalidHeaders(

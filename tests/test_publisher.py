@@ -14,6 +14,7 @@ from django.utils.connection import ConnectionDoesNotExist
 import outbox
 from outbox.exceptions import (
     InvalidChannel,
+    InvalidContext,
     InvalidHeaders,
     InvalidTypeName,
     TransactionRequired,
@@ -177,6 +178,18 @@ def test_the_header_version_belongs_to_the_event_class():
     for version in ("2026-01", 0, True, None, 1.5):
         with pytest.raises(InvalidHeaders, match="use a whole number from 1 on"):
             outbox.publish_raw("orders", "OrderPlaced", {}, headers={"version": version})
+
+    assert not Message.objects.exists()
+
+
+@pytest.mark.parametrize("publish", PUBLISHING)
+@pytest.mark.parametrize("name", ["stream_version", "outbox.erased"])
+def test_headers_that_the_outbox_writes_cannot_be_given(publish, name):
+    """Nobody claims a version of a stream, or that a message was erased; a forwarded header says so."""
+    with pytest.raises(InvalidHeaders, match=f'"{name}" is the outbox\'s own: use another name'):
+        publish(headers={name: 1, "user": "ann"})
+    with pytest.raises(InvalidContext, match=f"cannot carry {name!r}"):
+        outbox.context(**{name: 1})
 
     assert not Message.objects.exists()
 

@@ -19,7 +19,7 @@ from outbox.worker import Worker
 from tests.shop.models import Effect
 from tests.support.failing import account
 from tests.support.processes import open_session, run_process, wait_until
-from tests.support.publishing import publish
+from tests.support.publishing import CHANNEL, publish
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -567,3 +567,31 @@ def test_a_leased_handler_that_changes_its_session_is_done(script, statement):
 
     assert billing.effects() == positions
     assert account("scripted") == (2, 2)
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("place", ["upgrade", "__post_init__"])
+def test_what_ends_a_program_in_an_event_class_is_the_failure_of_its_message(
+    script, delivery, place
+):
+    """sys.exit() in upgrade() or __post_init__() is the project's code like a handler's: the worker
+    goes on, the message is tried again and parked."""
+    name = f"Exits_{place}_{delivery}"
+
+    def exit_with(*args):
+        raise SystemExit(3)
+
+    body = {"upgrade": classmethod(exit_with)} if place == "upgrade" else {place: exit_with}
+    namespace = {"__annotations__": {"number": int}, "__module__": __name__, **body}
+    kind = type(outbox.Event)(name, (outbox.Event,), namespace, channel=CHANNEL, version=2)
+    billing = script(retry=TWICE, delivery=delivery)
+    billing.group.handler(kind)(billing.handle)
+    with transaction.atomic():
+        failing = outbox.publish_raw(CHANNEL, name, {"number": 1}, key="a")
+    [good] = publish("b")
+    billing.drain()
+    billing.due()
+    billing.drain()
+
+    assert billing.parked() == [(failing, "failed")]
+    assert billing.effects() == [good]

@@ -127,6 +127,18 @@ class CaptureTrigger(pgtrigger.Trigger):
             **identity, pgid=self.get_pgid(model), append=append, found=found, pk=pk
         ).compile(model)
 
+    def register(self, *models: Any) -> Any:
+        """Register the trigger on models; raises InvalidCapture where it would be a second one."""
+        try:
+            return super().register(*models)  # type: ignore[no-untyped-call]
+        except KeyError as error:
+            labels = ", ".join(model._meta.label for model in models)
+            raise InvalidCapture(
+                f"{labels} captures {self.captures}s for channel {self.channel!r} twice, or for "
+                "one of nearly the same name, and both triggers would have one name: leave one "
+                "out, divide the operations among them by on=, or use another channel."
+            ) from error
+
     def see(self, model: Any, using: str) -> tuple[Any, ...] | None:
         """Return whether the trigger fires, its hash, its source, and whether it finds the log."""
         table = trigger_sql.quoted(model._meta.db_table)

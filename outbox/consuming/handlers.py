@@ -146,7 +146,9 @@ def _prepare(
             continue
         try:
             event = route.event_of(message)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # upgrade() and __post_init__() are the project's code, too
             return Failed(index, index + 1, error)
         if not route.is_batch:
             calls.append((index, index + 1, message.position, route, event, message))

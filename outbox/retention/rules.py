@@ -115,17 +115,17 @@ def current() -> Rules:
 def check_rules(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """E020: a retention rule that cannot be understood; E021: one that cannot be met."""
+    """E025: a retention rule that cannot be understood; E026: one that cannot be met."""
     try:
         chosen = current()
     except InvalidRule as error:
-        return [checks.Error(str(error), id="outbox.E020")]
+        return [checks.Error(str(error), id="outbox.E025")]
     return [
         checks.Error(
             f'OUTBOX["CHANNELS"][{name!r}]["keep"] is "{rule}", but {name} is a channel of '
             "streams, and those are kept forever: an aggregate is the sum of all its messages.",
             hint='Write "forever", or leave the rule out.',
-            id="outbox.E021",
+            id="outbox.E026",
         )
         for name, rule in sorted(chosen.by_channel.items())
         if rule != FOREVER and events.is_stream_channel(name)

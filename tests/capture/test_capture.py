@@ -9,6 +9,7 @@ from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
 
 import outbox
+from outbox.exceptions import InvalidCapture
 from outbox.models import Message
 from tests.library.models import (
     Author,
@@ -566,3 +567,19 @@ def test_a_group_handles_what_was_captured():
     drain("welcome")
 
     assert list(Post.objects.values_list("author", flat=True)) == [author.pk]
+
+
+def test_a_second_capture_of_a_channel_is_refused_by_name():
+    """The error names the model, the operation, the channel and what to do."""
+    with pytest.raises(InvalidCapture, match="captures inserts for channel 'twice' twice") as caught:
+
+        @outbox.capture(channel="twice", on="insert")
+        @outbox.capture(channel="twice", fields=["name"])
+        class Twice(models.Model):
+            name = models.TextField()
+
+            class Meta:
+                app_label = "nowhere"
+
+    assert "nowhere.Twice" in str(caught.value)
+    assert "divide the operations among them by on=" in str(caught.value)

@@ -88,3 +88,4 @@ def test_a_renamed_model_table_field_and_channel(tmp_path, empty_database):
     ]
     assert "WARNINGS" not in healthy
     assert "ERRORS" not in healthy
+    assert "outbox.I012" not in healthy, "the former name is no misspelt type"

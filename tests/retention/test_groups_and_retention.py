@@ -236,14 +236,14 @@ def test_messages_without_a_key_go_after_the_duration_beside_latest(small_log, s
 
 
 def test_streams_are_kept_for_ever_and_a_rule_for_them_is_an_error(settings):
-    """E021 names the channel; maintenance follows no such rule."""
+    """E026 names the channel; maintenance follows no such rule."""
     from outbox.retention import rules
 
     settings.OUTBOX = {"KEEP": "1 day", "CHANNELS": {"accounts": {"keep": "90 days"}}}
 
     (found,) = rules.check_rules(None)
 
-    assert found.id == "outbox.E021"
+    assert found.id == "outbox.E026"
     assert "accounts" in found.msg
     assert rules.current().of("accounts") == rules.FOREVER
 
