@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.core import checks
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 
 import outbox
+from outbox.changes import snapshot
+from outbox.exceptions import RightsMissing
+from outbox.operations import doctor
 from outbox.operations.grants import RIGHTS, grants
 from outbox.worker import Worker
+from tests.bank.models import Tariff
+from tests.library.models import Author
 from tests.support.harness import drain, handled
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -118,6 +124,80 @@ def test_a_consumer_handles_messages(role):
     assert seen == [position]
     assert handled("billing") == []
     assert drain("billing") >= 0
+
+
+def as_role(name, act):
+    """Call a function in a session that is the role."""
+    with connection.cursor() as cursor:
+        cursor.execute(f'SET ROLE "{name}"')
+    try:
+        return act()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET ROLE")
+
+
+def grant(name, *rights):
+    with connection.cursor() as cursor:
+        for each in rights:
+            cursor.execute(f'GRANT {each} TO "{name}"')
+
+
+def test_a_publisher_writes_rows_that_are_captured_as_streams(role):
+    """With the rights on the table and those of a publisher, many rows in one statement."""
+    name = role("publisher")
+    grant(name, "SELECT, INSERT, UPDATE, DELETE ON bank_tariff")
+
+    def write():
+        Tariff.objects.bulk_create(Tariff(region=region) for region in ("eu", "us", "asia"))
+        Tariff.objects.update(price=3)
+        Tariff.objects.filter(region="us").delete()
+
+    as_role(name, write)
+    histories = {
+        region: [
+            (version.stream_version, event["operation"])
+            for event, version in outbox.stream("tariffs", region).read()
+        ]
+        for region in ("eu", "us", "asia")
+    }
+
+    kept = [(1, "insert"), (2, "update")]
+    assert histories == {"eu": kept, "asia": kept, "us": [*kept, (3, "delete")]}
+
+
+def test_an_operator_who_publishes_takes_a_snapshot(role):
+    """It needs the rights on the table as well, since it locks the rows."""
+    Author.objects.create(name="Ann")
+    name = role("operator")
+    with connection.cursor() as cursor:
+        for statement in grants("publisher", name):
+            cursor.execute(statement)
+    grant(name, "SELECT, UPDATE ON library_author")
+
+    assert as_role(name, lambda: snapshot.run(Author)) == 1
+
+
+@pytest.mark.parametrize("kind", ["consumer", "operator", "reader"])
+def test_the_doctor_finds_no_fault_in_a_role_that_may_read(role, kind):
+    """Where it may not look into a segment it asks the catalog."""
+    findings = as_role(role(kind), doctor.run_checks)
+
+    assert [str(each) for each in findings if each.level == "fail"] == []
+
+
+def test_a_lack_of_rights_names_the_way_out(role):
+    """Functions and commands raise one error, which says what prints the statements."""
+    name = role("publisher")
+    hint = "permission denied for table outbox_cursor.*`manage.py outbox grants` prints"
+
+    with pytest.raises(RightsMissing, match=hint):
+        as_role(name, lambda: outbox.wait_for("billing", 1, timeout=1))
+    found = as_role(name, lambda: checks.run_checks(tags=["outbox"], databases=["default"]))
+    assert "outbox.I028" in {each.id for each in found}
+    for arguments in (["consume", "billing", "--drain"], ["outbox", "groups"]):
+        with pytest.raises(CommandError, match=hint):
+            as_role(name, lambda each=arguments: call_command(*each))
 
 
 def test_grants_prints_statements(capsys):

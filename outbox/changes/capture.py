@@ -21,7 +21,13 @@ from ..conf import require_apps
 from ..exceptions import InvalidCapture
 from ..sql import one_row
 from . import trigger_sql
-from .fields import named_fields, table_fields
+from .fields import (
+    named_fields,
+    names_of,
+    refuse_empty_keys,
+    refuse_reserved_columns,
+    table_fields,
+)
 from .trigger_sql import OPERATIONS, CaptureSql
 
 Operation = Literal["insert", "update", "delete"]
@@ -65,11 +71,11 @@ def capture(
         CaptureTrigger(
             captures=captures,
             channel=channel,
-            key=_names(key),
-            fields=_names(fields),
-            exclude=_names(exclude),
+            key=names_of(key),
+            fields=names_of(fields),
+            exclude=names_of(exclude),
             condition=condition,
-            was=_names(was) or (),
+            was=names_of(was) or (),
             stream=stream,
         )
         for captures in _operations(on)
@@ -111,12 +117,9 @@ class CaptureTrigger(pgtrigger.Trigger):
         self.fields = fields
         self.exclude = exclude
         operation, tables = OPERATIONS[captures]
-        super().__init__(
-            name=f"outbox_{trigger_sql.slug(channel)}_{captures}",
-            operation=operation,
-            referencing=pgtrigger.Referencing(**tables),  # type: ignore[no-untyped-call]
-            condition=condition,
-        )
+        rows = pgtrigger.Referencing(**tables)  # type: ignore[no-untyped-call]
+        name = f"outbox_{trigger_sql.slug(channel)}_{captures}"
+        super().__init__(name=name, operation=operation, referencing=rows, condition=condition)
 
     def compile(self, model: Any) -> CaptureSql:  # type: ignore[override]
         """Return the trigger as migrations hold it, with the condition inside its function."""
@@ -164,10 +167,11 @@ class CaptureTrigger(pgtrigger.Trigger):
 
     def _function(self, model: Any) -> tuple[str, str]:
         """Return the statement that stores the messages, and the condition to run it."""
+        refuse_reserved_columns(model, trigger_sql.RESERVED_COLUMNS)
         parts = self._pairs(model) if self.captures == "update" else self._rows(model)
         found = parts.pop("found")
         if self.stream:
-            self._refuse_empty_keys(model)
+            refuse_empty_keys(model, self._key_fields(model), self.channel)
         append = trigger_sql.fill(
             "append_to_streams" if self.stream else "append",
             channel=trigger_sql.literal(self.channel),
@@ -222,22 +226,14 @@ class CaptureTrigger(pgtrigger.Trigger):
 
     def key_text(self, model: type[models.Model], row: str) -> str:
         """Return the SQL of a row's key."""
-        fields = model._meta.pk_fields if self.key is None else named_fields(model, self.key)
-        texts = [trigger_sql.text(field, row) for field in fields]
+        texts = [trigger_sql.text(field, row) for field in self._key_fields(model)]
         if len(texts) < 2:
             return texts[0] if texts else "NULL"
         escaped = [rf"replace(replace({text}, '\', '\\'), ':', '\:')" for text in texts]
         return " || ':' || ".join(escaped)
 
-    def _refuse_empty_keys(self, model: type[models.Model]) -> None:
-        fields = model._meta.pk_fields if self.key is None else named_fields(model, self.key)
-        nullable = [field.name for field in fields if field.null]
-        if nullable or not fields:
-            reason = f"{', '.join(nullable)} may be NULL" if fields else "key=() is none"
-            raise InvalidCapture(
-                f"Channel {self.channel!r} on {model._meta.label} is one of streams, so each "
-                f"message needs a key, and {reason}: name fields that are never NULL as key=."
-            )
+    def _key_fields(self, model: type[models.Model]) -> list[Any]:
+        return model._meta.pk_fields if self.key is None else named_fields(model, self.key)
 
     def row_condition(self, model: Any) -> str:
         """Return the SQL of the condition on the rows old and new."""
@@ -300,12 +296,3 @@ def _operations(on: Operation | Iterable[Operation]) -> tuple[Operation, ...]:
     if not chosen or set(chosen) - set(OPERATIONS):
         raise InvalidCapture(f'on={on!r}: use "insert", "update", "delete", or several of them.')
     return tuple(each for each in OPERATIONS if each in chosen)
-
-
-def _names(names: Names | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    chosen = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
-    if not all(isinstance(name, str) for name in chosen):
-        raise InvalidCapture(f"capture() got {names!r}: name a field, or several in a list.")
-    return chosen

@@ -20,8 +20,14 @@ from ..sql import one_row, run_statement
 from .capture import CaptureTrigger
 from .trigger_sql import quoted
 
-Problem = Literal["trigger", "log", "undeclared", "partitions"]
-IDS = {"trigger": "E020", "log": "E021", "undeclared": "W022", "partitions": "W023"}
+Problem = Literal["trigger", "log", "undeclared", "partitions", "unmanaged"]
+IDS = {
+    "trigger": "E020",
+    "log": "E021",
+    "undeclared": "W022",
+    "partitions": "W023",
+    "unmanaged": "W027",  # no error: it would keep `migrate` from installing the trigger
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class Finding:
     @property
     def is_error(self) -> bool:
         """Whether changes are lost, doubled or refused; else they may be."""
-        return IDS[self.problem].startswith("E")
+        return self.problem in ("trigger", "log", "unmanaged")
 
 
 def declared() -> Iterator[tuple[Any, CaptureTrigger]]:
@@ -62,7 +68,7 @@ def run_checks(using: str) -> list[Finding]:
         tables[table[0], trigger.get_pgid(model)] = None
         if table[2]:
             partitioned[model._meta.label] = None
-        problem = _problem(model, trigger, using)
+        problem = _problem(model, trigger, using) if table[3] else _no_table(model, using)
         if problem is not None:
             migrating = _migrating(using) if migrating is None else migrating
             app = "outbox" if problem.problem == "log" else model._meta.app_label
@@ -82,7 +88,9 @@ def install_unmanaged(*, using: str, **kwargs: Any) -> None:
         if concrete._meta.managed or not trigger.allow_migrate(model, using):
             continue
         table = one_row("see_captured_table", using, table=quoted(model._meta.db_table))
-        if table is not None and trigger.get_installation_status(model, using)[0] != "INSTALLED":
+        if table is None or not table[3]:
+            continue
+        if trigger.get_installation_status(model, using)[0] != "INSTALLED":
             trigger.install(model, database=using)
 
 
@@ -113,9 +121,22 @@ def _problem(model: Any, trigger: CaptureTrigger, using: str) -> Finding | None:
         detail = f"{name} is disabled in {using!r}: changes are not captured."
         return Finding("trigger", detail, f"Run `manage.py pgtrigger enable {uri} -d {using}`.")
     wrong = "is not installed" if status == "UNINSTALLED" else "has another text than its model"
-    migrate = "" if _is_unmanaged(model) else "`manage.py makemigrations` and `migrate`, or "
-    fix = f"Run {migrate}`manage.py pgtrigger install {uri} -d {using}`."
-    return Finding("trigger", f"{name} {wrong} in {using!r}: changes are not captured.", fix)
+    is_unmanaged = not model._meta.concrete_model._meta.managed
+    migrate = "migrate`" if is_unmanaged else "makemigrations` and `migrate`"
+    return Finding(
+        "unmanaged" if is_unmanaged else "trigger",
+        f"{name} {wrong} in {using!r}: changes are not captured.",
+        f"Run `manage.py {migrate}, or `manage.py pgtrigger install {uri} -d {using}`.",
+    )
+
+
+def _no_table(model: Any, using: str) -> Finding:
+    return Finding(
+        "trigger",
+        f"{model._meta.label} is captured, and in {using!r} its table is a view or a foreign "
+        "table, whose triggers see no rows: changes are not captured.",
+        "Capture the table behind it, or take the capture out of the model.",
+    )
 
 
 def _log_problem(model: Any, trigger: CaptureTrigger, using: str) -> Finding | None:
@@ -130,10 +151,6 @@ def _log_problem(model: Any, trigger: CaptureTrigger, using: str) -> Finding | N
         f"outbox --database {using}`; if the log moved to another schema, run `manage.py pgtrigger "
         f"install -d {using}`.",
     )
-
-
-def _is_unmanaged(model: type[models.Model]) -> bool:
-    return not model._meta.concrete_model._meta.managed  # type: ignore[union-attr]
 
 
 def _migrating(using: str) -> set[str]:
@@ -171,7 +188,7 @@ def check_captures(
 ) -> list[checks.CheckMessage]:
     """E020: trigger missing, disabled or outdated. E021: no log. W022: undeclared.
 
-    W023: partitions.
+    W023: partitions. W027: trigger of an unmanaged model missing or outdated.
 
     Apps whose migrations are not all applied are left out, so that `migrate` can start.
     """
@@ -182,8 +199,9 @@ def check_captures(
         except DatabaseError:
             continue  # W009 and E006 to E008 say what is wrong.
         for each in findings:
-            kind = checks.Error if each.is_error else checks.Warning
-            found.append(kind(each.detail, hint=each.fix, id=f"outbox.{IDS[each.problem]}"))
+            number = IDS[each.problem]
+            kind = checks.Error if number.startswith("E") else checks.Warning
+            found.append(kind(each.detail, hint=each.fix, id=f"outbox.{number}"))
     return found
 
 

@@ -81,28 +81,33 @@ FROM (SELECT {key} FROM {source}) AS drafts (key)
 GROUP BY drafts.key
 ORDER BY drafts.key COLLATE "C"
 ON CONFLICT (channel, key) DO UPDATE SET version = stream.version + excluded.version;
-WITH appended AS (
+-- A publisher may read no column of the log but the position, and positions follow the rows' order.
+WITH numbered AS MATERIALIZED (
+    SELECT drafts.*, stream.version + 1
+        - count(*) OVER (PARTITION BY drafts.key ORDER BY drafts.ordinal DESC) AS version
+    FROM (
+        SELECT row_number() OVER (), made.*
+        FROM (
+            SELECT {key},
+                json_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
+            FROM {source}
+        ) AS made
+    ) AS drafts (ordinal, key, payload, headers)
+    JOIN outbox_stream AS stream ON stream.channel = {channel} AND stream.key = drafts.key
+), appended AS (
     INSERT INTO outbox_message AS message (channel, key, type, payload, headers)
     SELECT {channel}, numbered.key, {type}, numbered.payload,
-        numbered.headers || jsonb_build_object('stream_version', stream.version + 1 - numbered.from_end)
-    FROM (
-        SELECT drafts.*, count(*) OVER (PARTITION BY drafts.key ORDER BY drafts.ordinal DESC) AS from_end
-        FROM (
-            SELECT row_number() OVER (), made.*
-            FROM (
-                SELECT {key},
-                    json_build_object('operation', {operation}, 'old', {old}, 'new', {new}), outbox_headers
-                FROM {source}
-            ) AS made
-        ) AS drafts (ordinal, key, payload, headers)
-    ) AS numbered
-    JOIN outbox_stream AS stream ON stream.channel = {channel} AND stream.key = numbered.key
+        numbered.headers || jsonb_build_object('stream_version', numbered.version)
+    FROM numbered
     ORDER BY numbered.ordinal
-    RETURNING message.position, message.key, message.headers
+    RETURNING message.position
 )
 INSERT INTO outbox_stream_message (channel, key, version, position)
-SELECT {channel}, appended.key, (appended.headers ->> 'stream_version')::bigint, appended.position
-FROM appended;
+SELECT {channel}, numbered.key, numbered.version, placed.position
+FROM (
+    SELECT row_number() OVER (ORDER BY appended.position), appended.position FROM appended
+) AS placed (ordinal, position)
+JOIN numbered ON numbered.ordinal = placed.ordinal;
 
 -- name: insert
 new_values AS new

@@ -29,6 +29,8 @@ KEY_TEXTS = {
 }
 
 
+RESERVED_COLUMNS = frozenset({"outbox_ordinal", "outbox_operation", "outbox_row", "outbox_headers"})
+"""What the triggers' own statements call a column or a variable beside the row's columns."""
 OPERATIONS: dict[str, tuple[pgtrigger.Operation, dict[str, str]]] = {
     "insert": (pgtrigger.Insert, {"new": "new_values"}),
     "update": (pgtrigger.Update, {"old": "old_values", "new": "new_values"}),
@@ -156,7 +158,10 @@ def image(row: str, fields: Sequence[Any] | None, pk: Sequence[Any]) -> str:
         whole, record = f"to_jsonb({row}.*)", f"{row}.*"
     else:
         columns = ", ".join(f"{row}.{column(field)}" for field in fields)
-        whole, record = json_object(row, fields), f"(SELECT c FROM (SELECT {columns}) AS c)"
+        whole, record = (
+            json_object(row, fields),
+            f"(SELECT outbox_row FROM (SELECT {columns}) AS outbox_row)",
+        )
     return fill("image", row=row, image=whole, record=record, keys=json_object(row, pk))
 
 

@@ -12,6 +12,7 @@ from django.db import connections, router
 
 from .. import outages, positions
 from ..conf import log_alias
+from ..exceptions import RightsMissing
 from ..outages import Meaning
 from ..sql import run_statement
 
@@ -47,7 +48,7 @@ def check_database(
 
     W009: the database cannot be reached. W013: `migrate` was forgotten. W014: the router names a
     database without a log. E011: a cursor above the
-    sequence, or a sequence below the log.
+    sequence, or a sequence below the log. I028: the role may not read cursors.
 
     `manage.py check` checks the database of the log also without --database; see `check_log`.
     """
@@ -156,7 +157,12 @@ def log_faults(alias: str, *, must_exist: bool = False) -> list[checks.CheckMess
 
 
 def _check_positions(alias: str) -> list[checks.CheckMessage]:
-    faults = positions.find_faults(alias)
+    try:
+        faults = positions.find_faults(alias)
+    except RightsMissing as error:
+        text = f"Sequence, log and cursors are not compared. {error}"
+        hint = "That is right for the role of a process that only publishes."
+        return [checks.Info(text, hint=hint, id="outbox.I028")]
     return [
         checks.Error(_sentence(fault.detail), hint=fault.fix, id="outbox.E011") for fault in faults
     ]

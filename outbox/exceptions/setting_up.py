@@ -38,6 +38,14 @@ search_path: run `{command}`. ({reason})"""
         super().__init__(using=using, command=f"manage.py migrate outbox{option}", reason=reason)
 
 
+class RightsMissing(OutboxError, ProgrammingError):
+    """Database {using!r}: {reason}. `manage.py outbox grants` prints the statements that give a \
+role the rights of a publisher, a consumer, an operator or a reader."""
+
+    using: str
+    reason: str
+
+
 class NotPostgres(OutboxError):
     """Database {using!r} is {vendor}; the outbox needs PostgreSQL: let DATABASE_ROUTERS send the \
 app 'outbox' to a PostgreSQL database."""

@@ -12,6 +12,7 @@ from .. import database, outages, positions
 from ..changes import installed
 from ..checks.databases import OLDEST_POSTGRES
 from ..conf import log_alias, settings
+from ..exceptions import RightsMissing
 from ..outages import Meaning
 from ..retention import segments
 from ..sql import one_row, run_statement, scalar
@@ -52,11 +53,10 @@ def _run_check(check: Callable[[str], Answer], using: str) -> Answer:
         if outages.meaning(error, using) is Meaning.OUTAGE:
             outages.discard(using)
             return "fail", f"the session ended: {text}", "Run the command again."
-        return (
-            "fail",
-            text,
-            "Run `manage.py migrate outbox`; if that was done, see the findings above.",
-        )
+        if isinstance(error, RightsMissing):
+            return "fail", text, "Give this role the rights of a reader, or use another role."
+        fix = "Run `manage.py migrate outbox`; if that was done, see the findings above."
+        return "fail", text, fix
 
 
 def _savepoint(using: str) -> contextlib.AbstractContextManager[Any]:

@@ -40,7 +40,13 @@ RIGHTS: dict[str, list[tuple[str, str]]] = {
         ("SELECT, INSERT", "outbox_stream_message"),
     ],
     "consumer": [("SELECT", POSITIONS), *READ, *CONSUME],
-    "operator": [("SELECT", POSITIONS), *READ, *CONSUME, ("INSERT", "outbox_operator_action")],
+    "operator": [
+        ("SELECT", POSITIONS),
+        *READ,
+        *CONSUME,
+        ("INSERT", "outbox_operator_action"),
+        (WRITE, "outbox_snapshot"),
+    ],
     "reader": [("SELECT", POSITIONS), *READ],
 }
 """Kind of role -> its rights, each with the table, or the sequence, of the log's schema."""

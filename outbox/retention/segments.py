@@ -58,7 +58,8 @@ def count_ahead(segments: list[Segment]) -> int:
 def default_has_rows(using: str | None = None) -> bool:
     """Return whether the default segment holds messages."""
     using = log_alias(using)
-    return bool(scalar("default_has_rows", using))
+    may_read, has_pages = one_row("see_default_segment", using) or (True, False)
+    return bool(has_pages and (not may_read or scalar("default_has_rows", using)))
 
 
 def create_ahead(

@@ -20,7 +20,13 @@ from typing import Any
 from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 
-from ..exceptions import NotMigrated, NotPostgres, OutboxError, PayloadTooLarge
+from ..exceptions import (
+    NotMigrated,
+    NotPostgres,
+    OutboxError,
+    PayloadTooLarge,
+    RightsMissing,
+)
 
 _BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 _PARAMETER = re.compile(r"%\((\w+)\)s")
@@ -28,6 +34,7 @@ _PARAMETER = re.compile(r"%\((\w+)\)s")
 UNDEFINED = ("42P01", "42883", "42703")
 """Table, function, column."""
 LIMIT_EXCEEDED = "54000"
+INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def load(file: Path) -> dict[str, str]:
@@ -59,7 +66,8 @@ def run_statement(
     They go by position, since wrappers of the connection such as `pgtrigger.ignore()` put a
     parameter of their own before them.
 
-    Raises NotMigrated, NotPostgres and PayloadTooLarge instead of what the database says.
+    Raises NotMigrated, NotPostgres, RightsMissing and PayloadTooLarge instead of what the
+    database says.
     """
     sql, names = _positional(name)
     try:
@@ -82,6 +90,8 @@ def clearer_error(error: DatabaseError | InterfaceError, connection: Any) -> Out
     reason = str(error).strip().partition("\n")[0]
     if code in UNDEFINED and "outbox_" in reason:
         return NotMigrated(connection.alias, reason)
+    if code == INSUFFICIENT_PRIVILEGE and "outbox_" in reason:
+        return RightsMissing(using=connection.alias, reason=reason)
     if code == LIMIT_EXCEEDED and "jsonb" in reason:
         return PayloadTooLarge(name="The payload", reason=reason)
     return None

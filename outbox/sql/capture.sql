@@ -13,12 +13,14 @@ SELECT COALESCE(
 )
 
 -- name: see_captured_table
--- Reads the catalog: the table's number, null without it; its schema, null where it is the log's; and
--- whether statements may name another table for its rows, a partition or a child.
+-- Reads the catalog: the table's number, null without it; its schema, null where it is the log's;
+-- whether statements may name another table for its rows, a partition or a child; and whether its
+-- triggers can see rows, those of a view or of a foreign table cannot.
 SELECT
     c.oid::bigint,
     CASE WHEN c.relnamespace <> log.relnamespace THEN n.nspname END,
-    c.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)
+    c.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),
+    c.relkind IN ('r', 'p')
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_class AS log ON log.oid = to_regclass('outbox_message')

@@ -24,6 +24,13 @@ CROSS JOIN LATERAL (
 WHERE inhparent = to_regclass('outbox_message')
 ORDER BY 2 NULLS LAST
 
+-- name: see_default_segment
+-- Reads the catalog: whether this role may read the default segment, which a new one replaces once it
+-- has rows, and whether its file has pages; an empty one may have those of a transaction rolled back.
+SELECT
+    has_table_privilege('outbox_message_default', 'SELECT'),
+    pg_relation_size('outbox_message_default') > 0
+
 -- name: default_has_rows
 -- Looks for one row in the default segment.
 SELECT EXISTS (SELECT FROM outbox_message_default)

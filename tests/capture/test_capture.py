@@ -7,6 +7,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F
+from django.test.utils import isolate_apps
 
 import outbox
 from outbox.exceptions import InvalidCapture
@@ -571,7 +572,9 @@ def test_a_group_handles_what_was_captured():
 
 def test_a_second_capture_of_a_channel_is_refused_by_name():
     """The error names the model, the operation, the channel and what to do."""
-    with pytest.raises(InvalidCapture, match="captures inserts for channel 'twice' twice") as caught:
+    with pytest.raises(
+        InvalidCapture, match="captures inserts for channel 'twice' twice"
+    ) as caught:
 
         @outbox.capture(channel="twice", on="insert")
         @outbox.capture(channel="twice", fields=["name"])
@@ -583,3 +586,54 @@ def test_a_second_capture_of_a_channel_is_refused_by_name():
 
     assert "nowhere.Twice" in str(caught.value)
     assert "divide the operations among them by on=" in str(caught.value)
+
+
+@isolate_apps("tests.library")
+def test_a_column_may_have_any_name_but_those_that_the_trigger_uses():
+    """One of an alias in the trigger's statements does not fail the writes of the table; the names
+    that it adds to the rows are refused when the triggers are rendered."""
+
+    class Point(models.Model):
+        c = models.IntegerField()
+        old = models.TextField(default="")
+        new = models.TextField(default="")
+        now = models.TextField(default="")
+        told = models.TextField(default="")
+
+        class Meta:
+            app_label = "library"
+
+    chosen = outbox.capture(channel="points", exclude=["told"])
+    with connection.schema_editor() as editor:
+        editor.create_model(Point)
+    try:
+        for trigger in chosen:
+            trigger.install(Point)
+        point = Point.objects.create(c=1)
+        Point.objects.update(c=2, old="a")
+        point.delete()
+        told = operations("points")
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Point)
+
+    assert [operation for operation, _ in told] == ["insert", "update", "delete"]
+
+
+@pytest.mark.parametrize(
+    "name", ["outbox_ordinal", "outbox_operation", "outbox_row", "outbox_headers"]
+)
+def test_a_column_with_a_name_of_the_triggers_own_is_refused(name):
+    """Else every update of the table would fail."""
+    kind = type(
+        f"Named_{name}",
+        (models.Model,),
+        {
+            "__module__": __name__,
+            "number": models.IntegerField(db_column=name),
+            "Meta": type("Meta", (), {"app_label": "nowhere"}),
+        },
+    )
+    for trigger in outbox.capture(channel="named", fields=["id"]):
+        with pytest.raises(InvalidCapture, match=f"has the column '{name}'"):
+            trigger.compile(kind)

@@ -200,3 +200,35 @@ def test_unmanaged_models_and_a_log_in_use(tmp_path, empty_database):
     assert refused.returncode != 0
     assert 'captures are installed on "it\'s legacy"' in refused.stderr
     assert "pgtrigger install old.Legacy:outbox_legacy_insert -d default" in missing.stderr
+
+
+def test_an_unmanaged_table_that_comes_later(tmp_path, empty_database):
+    """The next `migrate` installs its captures: that they are missing does not keep it from running,
+    and is a fault for the doctor. A view, whose triggers see no rows, is named as such."""
+    apps = ["pgtrigger", "outbox", "old"]
+    project = Project(
+        tmp_path,
+        {"default": empty_database},
+        INSTALLED_APPS=apps,
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    )
+    project.write("old/models.py", LEGACY)
+    project.write("old/migrations/__init__.py", "")
+    project.manage("makemigrations", "old")
+    project.manage("migrate")
+    execute = "from django.db import connection\nconnection.cursor().execute({!r})"
+    project.run(execute.format('CREATE TABLE "it\'s legacy" (id serial PRIMARY KEY, name text)'))
+    warned = project.manage("check", "--database", "default")
+    failed = project.manage("outbox", "doctor", code=3)
+    project.manage("migrate")
+    healthy = project.manage("check", "--database", "default", "--fail-level", "WARNING")
+    project.run(execute.format('DROP TABLE "it\'s legacy"'))
+    project.run(execute.format("CREATE VIEW \"it's legacy\" AS SELECT 1 AS id, text 'a' AS name"))
+    view = project.manage("check", "--database", "default", code=1)
+
+    assert "outbox.W027" in warned
+    assert "Run `manage.py migrate`, or `manage.py pgtrigger install old.Legacy" in warned
+    assert "is not installed" in failed
+    assert "no issues" in healthy
+    assert "outbox.E020" in view
+    assert "a view or a foreign table" in view

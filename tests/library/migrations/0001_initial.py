@@ -288,11 +288,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="book",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', new.\"id\"::text, 'library.Book', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"title\") AS c), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', new.\"id\"::text, 'library.Book', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new.\"id\", new.\"title\") AS outbox_row), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
                 captures="insert",
                 channel="titles",
                 found="true",
-                hash="d0b6fea9f390af2878ece6cb9eb24189dc88e1ad",
+                hash="aaafb188d44ee386d257c449b8b995c90f85ecd5",
                 name="outbox_titles_insert",
                 pgid="pgtrigger_outbox_titles_insert_56784",
                 pk=["id"],
@@ -301,11 +301,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="book",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Book', json_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"title\") AS c), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"title\") AS c), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"title\" IS DISTINCT FROM new.\"title\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal;",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'library.Book', json_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old.\"id\", old.\"title\") AS outbox_row), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'title', new.\"title\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new.\"id\", new.\"title\") AS outbox_row), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"title\" IS DISTINCT FROM new.\"title\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal;",
                 captures="update",
                 channel="titles",
                 found="EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"title\" IS DISTINCT FROM new.\"title\" END)",
-                hash="1389bc9de2d83f6108f9949d7f22e266616ef455",
+                hash="b899520a8dd354cdccd846a8a1ca9a90c4e1efb4",
                 name="outbox_titles_update",
                 pgid="pgtrigger_outbox_titles_update_0d07b",
                 pk=["id"],
@@ -314,11 +314,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="book",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', old.\"id\"::text, 'library.Book', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"title\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'titles', old.\"id\"::text, 'library.Book', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'title', old.\"title\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old.\"id\", old.\"title\") AS outbox_row), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
                 captures="delete",
                 channel="titles",
                 found="EXISTS (SELECT FROM old_values AS old WHERE (true))",
-                hash="5a442ccb11e0b28ac580a868e1b53e723ed198b6",
+                hash="b69987523e8397046d0c2a261c940c9b9dd27bcf",
                 name="outbox_titles_delete",
                 pgid="pgtrigger_outbox_titles_delete_34b60",
                 pk=["id"],
@@ -731,11 +731,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="reader",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', new.\"id\"::text, 'auth.User', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS c), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', new.\"id\"::text, 'auth.User', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS outbox_row), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
                 captures="insert",
                 channel="readers",
                 found="true",
-                hash="d797d1ef39d1252f1ccca6b7b862cafeaa49b610",
+                hash="2e867c2462bffb34be5f8de16ce7ce30c578d3c3",
                 name="outbox_readers_insert",
                 pgid="pgtrigger_outbox_readers_insert_3b26f",
                 pk=["id"],
@@ -744,11 +744,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="reader",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'auth.User', json_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS c), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS c), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"username\" IS DISTINCT FROM new.\"username\" OR old.\"email\" IS DISTINCT FROM new.\"email\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal;",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', CASE outbox_operation WHEN 'delete' THEN old.\"id\"::text ELSE new.\"id\"::text END, 'auth.User', json_build_object('operation', outbox_operation, 'old', CASE WHEN outbox_operation <> 'insert' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS outbox_row), jsonb_build_object('id', old.\"id\")) END - 'outbox_ordinal' END, 'new', CASE WHEN outbox_operation <> 'delete' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'username', new.\"username\", 'email', new.\"email\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new.\"id\", new.\"username\", new.\"email\") AS outbox_row), jsonb_build_object('id', new.\"id\")) END - 'outbox_ordinal' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old.\"id\" = new.\"id\" THEN ARRAY['update'] ELSE ARRAY['delete', 'insert'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN 'delete' THEN old.outbox_ordinal IS NOT NULL WHEN 'insert' THEN new.outbox_ordinal IS NOT NULL ELSE old.\"username\" IS DISTINCT FROM new.\"username\" OR old.\"email\" IS DISTINCT FROM new.\"email\" END ORDER BY outbox_operation <> 'delete', new.outbox_ordinal;",
                 captures="update",
                 channel="readers",
                 found='EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."username" IS DISTINCT FROM new."username" OR old."email" IS DISTINCT FROM new."email" END)',
-                hash="574ce75947dc466c7f01cccb39d9e9a2e7da0c41",
+                hash="57a6d4bb5b35855d99e0c5314e98852515986924",
                 name="outbox_readers_update",
                 pgid="pgtrigger_outbox_readers_update_9fbad",
                 pk=["id"],
@@ -757,11 +757,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="reader",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', old.\"id\"::text, 'auth.User', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'readers', old.\"id\"::text, 'auth.User', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'username', old.\"username\", 'email', old.\"email\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old.\"id\", old.\"username\", old.\"email\") AS outbox_row), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
                 captures="delete",
                 channel="readers",
                 found="EXISTS (SELECT FROM old_values AS old WHERE (true))",
-                hash="19482c0b076e181314db81886628830f36b3b629",
+                hash="55ac894d1cdc4df3c8c2d3f32f422bac7062b80c",
                 name="outbox_readers_delete",
                 pgid="pgtrigger_outbox_readers_delete_1b790",
                 pk=["id"],
@@ -887,11 +887,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="post",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'ratings', new.\"author_id\"::text, 'library.Post', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'date', new.\"date\", 'author_id', new.\"author_id\", 'rating', new.\"rating\") ELSE outbox_row_image((SELECT c FROM (SELECT new.\"id\", new.\"date\", new.\"author_id\", new.\"rating\") AS c), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'ratings', new.\"author_id\"::text, 'library.Post', json_build_object('operation', 'insert', 'old', NULL, 'new', CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object('id', new.\"id\", 'date', new.\"date\", 'author_id', new.\"author_id\", 'rating', new.\"rating\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new.\"id\", new.\"date\", new.\"author_id\", new.\"rating\") AS outbox_row), jsonb_build_object('id', new.\"id\")) END), outbox_headers FROM new_values AS new WHERE (true);",
                 captures="insert",
                 channel="ratings",
                 found="true",
-                hash="f78aa260266e7ddf173020a037089f1ea85ae311",
+                hash="f233ed04702e44092977e7181aa437b3af2cedee",
                 name="outbox_ratings_insert",
                 pgid="pgtrigger_outbox_ratings_insert_4c279",
                 pk=["id"],
@@ -900,11 +900,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="post",
             trigger=outbox.changes.CaptureSql(
-                append='INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT \'ratings\', CASE outbox_operation WHEN \'delete\' THEN old."author_id"::text ELSE new."author_id"::text END, \'library.Post\', json_build_object(\'operation\', outbox_operation, \'old\', CASE WHEN outbox_operation <> \'insert\' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object(\'id\', old."id", \'date\', old."date", \'author_id\', old."author_id", \'rating\', old."rating") ELSE outbox_row_image((SELECT c FROM (SELECT old."id", old."date", old."author_id", old."rating") AS c), jsonb_build_object(\'id\', old."id")) END - \'outbox_ordinal\' END, \'new\', CASE WHEN outbox_operation <> \'delete\' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object(\'id\', new."id", \'date\', new."date", \'author_id\', new."author_id", \'rating\', new."rating") ELSE outbox_row_image((SELECT c FROM (SELECT new."id", new."date", new."author_id", new."rating") AS c), jsonb_build_object(\'id\', new."id")) END - \'outbox_ordinal\' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."date" IS DISTINCT FROM new."date" OR old."author_id" IS DISTINCT FROM new."author_id" OR old."rating" IS DISTINCT FROM new."rating" END ORDER BY outbox_operation <> \'delete\', new.outbox_ordinal;',
+                append='INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT \'ratings\', CASE outbox_operation WHEN \'delete\' THEN old."author_id"::text ELSE new."author_id"::text END, \'library.Post\', json_build_object(\'operation\', outbox_operation, \'old\', CASE WHEN outbox_operation <> \'insert\' THEN CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object(\'id\', old."id", \'date\', old."date", \'author_id\', old."author_id", \'rating\', old."rating") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old."id", old."date", old."author_id", old."rating") AS outbox_row), jsonb_build_object(\'id\', old."id")) END - \'outbox_ordinal\' END, \'new\', CASE WHEN outbox_operation <> \'delete\' THEN CASE WHEN pg_column_size(new.*) < 131072 THEN jsonb_build_object(\'id\', new."id", \'date\', new."date", \'author_id\', new."author_id", \'rating\', new."rating") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT new."id", new."date", new."author_id", new."rating") AS outbox_row), jsonb_build_object(\'id\', new."id")) END - \'outbox_ordinal\' END), outbox_headers FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."date" IS DISTINCT FROM new."date" OR old."author_id" IS DISTINCT FROM new."author_id" OR old."rating" IS DISTINCT FROM new."rating" END ORDER BY outbox_operation <> \'delete\', new.outbox_ordinal;',
                 captures="update",
                 channel="ratings",
                 found='EXISTS (SELECT FROM (SELECT row_number() OVER () AS outbox_ordinal, * FROM old_values) AS old FULL JOIN (SELECT row_number() OVER () AS outbox_ordinal, * FROM new_values) AS new ON old.outbox_ordinal = new.outbox_ordinal CROSS JOIN LATERAL unnest( CASE WHEN old."id" = new."id" THEN ARRAY[\'update\'] ELSE ARRAY[\'delete\', \'insert\'] END ) AS outbox_operation WHERE COALESCE((true), false) AND CASE outbox_operation WHEN \'delete\' THEN old.outbox_ordinal IS NOT NULL WHEN \'insert\' THEN new.outbox_ordinal IS NOT NULL ELSE old."date" IS DISTINCT FROM new."date" OR old."author_id" IS DISTINCT FROM new."author_id" OR old."rating" IS DISTINCT FROM new."rating" END)',
-                hash="2875408b1bf87eda43d74f78b09e0746be24e8be",
+                hash="72c835a6c5ec9be5ed2fd00b3fe15a0d8cc2575b",
                 name="outbox_ratings_update",
                 pgid="pgtrigger_outbox_ratings_update_1b460",
                 pk=["id"],
@@ -913,11 +913,11 @@ class Migration(migrations.Migration):
         pgtrigger.migrations.AddTrigger(
             model_name="post",
             trigger=outbox.changes.CaptureSql(
-                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'ratings', old.\"author_id\"::text, 'library.Post', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'date', old.\"date\", 'author_id', old.\"author_id\", 'rating', old.\"rating\") ELSE outbox_row_image((SELECT c FROM (SELECT old.\"id\", old.\"date\", old.\"author_id\", old.\"rating\") AS c), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
+                append="INSERT INTO outbox_message (channel, key, type, payload, headers) SELECT 'ratings', old.\"author_id\"::text, 'library.Post', json_build_object('operation', 'delete', 'old', CASE WHEN pg_column_size(old.*) < 131072 THEN jsonb_build_object('id', old.\"id\", 'date', old.\"date\", 'author_id', old.\"author_id\", 'rating', old.\"rating\") ELSE outbox_row_image((SELECT outbox_row FROM (SELECT old.\"id\", old.\"date\", old.\"author_id\", old.\"rating\") AS outbox_row), jsonb_build_object('id', old.\"id\")) END, 'new', NULL), outbox_headers FROM old_values AS old WHERE (true);",
                 captures="delete",
                 channel="ratings",
                 found="EXISTS (SELECT FROM old_values AS old WHERE (true))",
-                hash="9c886ca6f4b7d6b55c4be6b0ae9a03c9853c77b8",
+                hash="90bd905cd7bd2b03a67f6142216add09ae3a0633",
                 name="outbox_ratings_delete",
                 pgid="pgtrigger_outbox_ratings_delete_a94cd",
                 pk=["id"],
