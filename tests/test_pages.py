@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import outbox
+from outbox.changes import installed
 from tests.support.processes import ROOT
 
 DOCS = ROOT / "docs"
@@ -47,13 +48,12 @@ def test_every_public_name_is_in_the_reference_and_in_a_how_to_page(name):
 def test_the_page_of_settings_lists_every_system_check():
     """Each id that the code gives a finding stands in the table, and no other does."""
     given = re.compile(r'id=f?"outbox\.([EWI]\d{3})"')
-    code = {
-        found
-        for path in (ROOT / "outbox").rglob("*.py")
-        for found in given.findall(path.read_text(encoding="utf-8"))
-    }
+    files = {path.name: path.read_text("utf-8") for path in (ROOT / "outbox").rglob("*.py")}
+    given_in = [set(given.findall(text)) for text in files.values()] + [set(installed.IDS.values())]
+    code = set().union(*given_in)
     shown = set(re.findall(r"`outbox\.([EWI]\d{3})`", SETTINGS.read_text(encoding="utf-8")))
 
+    assert sum(map(len, given_in)) == len(code), "an id means one thing"
     assert code <= shown
     assert shown - code == {"W011", "I011", "W012", "I012"}, "their ids are put together"
 
