@@ -133,7 +133,7 @@ class CaptureTrigger(pgtrigger.Trigger):
     def register(self, *models: Any) -> Any:
         """Register the trigger on models; raises InvalidCapture where it would be a second one."""
         try:
-            return super().register(*models)  # type: ignore[no-untyped-call]
+            return super().register(*models)
         except KeyError as error:
             labels = ", ".join(model._meta.label for model in models)
             raise InvalidCapture(
