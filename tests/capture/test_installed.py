@@ -31,6 +31,18 @@ class LegacyProxy(Legacy):
         triggers = [*outbox.capture(channel="proxied", on="insert")]
 """
 
+ELSEWHERE = """
+import outbox
+from django.db import models
+
+class Place(models.Model):
+    name = models.TextField()
+
+    class Meta:
+        db_table = {!r}
+        triggers = [*outbox.capture(channel="places")]
+"""
+
 
 def trigger_of_inserts():
     """The capture trigger of Media's inserts."""
@@ -232,3 +244,40 @@ def test_an_unmanaged_table_that_comes_later(tmp_path, empty_database):
     assert "no issues" in healthy
     assert "outbox.E020" in view
     assert "a view or a foreign table" in view
+
+
+@pytest.mark.parametrize("table", ['"else where"."place"', 'else where"."place'])
+def test_a_table_whose_name_has_a_schema(table, tmp_path, empty_database):
+    """Both ways to write it in Meta.db_table: capture, snapshot, checks and migrations find the table."""
+    project = Project(
+        tmp_path,
+        {"default": empty_database},
+        INSTALLED_APPS=["outbox", "pgtrigger", "old"],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    )
+    project.write("old/models.py", ELSEWHERE.format(table))
+    project.write("old/migrations/__init__.py", "")
+    project.run(
+        "from django.db import connection\nconnection.cursor().execute('CREATE SCHEMA \"else where\"')"
+    )
+    project.manage("makemigrations", "old")
+    project.manage("migrate")
+    written = project.run(
+        "from old.models import Place; from outbox.models import Message\n"
+        "from outbox.changes import snapshot\n"
+        "place = Place.objects.create(name='a'); Place.objects.update(name='b'); place.delete()\n"
+        "Place.objects.create(name='c'); print(snapshot.run(Place))\n"
+        "for each in Message.objects.order_by('position'): print(each.payload['operation'], each.headers)"
+    )
+    clean = project.manage("makemigrations", "--check", "--dry-run")
+    healthy = project.manage("check", "--database", "default", "--fail-level", "WARNING")
+
+    assert written.splitlines() == [
+        "1",
+        *(
+            f"{operation} {{'schema': 'else where'}}"
+            for operation in ("insert", "update", "delete", "insert", "snapshot")
+        ),
+    ]
+    assert "No changes detected" in clean
+    assert "no issues" in healthy
