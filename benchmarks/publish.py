@@ -18,12 +18,12 @@ def run(*, quick: bool) -> None:
     """Print both figures."""
     harness.empty_log()
     turns, transactions = (5, 200) if quick else (15, 500)
-    single = harness.alternate(
-        {"publish": _single(transactions, publish), "create": _single(transactions, create)}, turns
+    alone = harness.alternate(
+        {"publish": single(transactions, publish), "create": single(transactions, create)}, turns
     )
     turns, size = (3, 2_000) if quick else (5, 10_000)
     many = harness.alternate(
-        {"publish": lambda: _publish_many(size), "create": lambda: _bulk_create(size)}, turns
+        {"publish": lambda: publish_many(size), "create": lambda: _bulk_create(size)}, turns
     )
     harness.show(
         "Publishing",
@@ -31,9 +31,9 @@ def run(*, quick: bool) -> None:
         [
             [
                 "one business row and one message a transaction: `publish()` and `create()`",
-                harness.per_second(single["publish"]),
-                harness.per_second(single["create"]),
-                *harness.against(0.95, harness.ratio(single["publish"], single["create"])),
+                harness.per_second(alone["publish"]),
+                harness.per_second(alone["create"]),
+                *harness.against(0.95, harness.ratio(alone["publish"], alone["create"])),
             ],
             [
                 f"{size:,} at once: `publish_many()` and `bulk_create()`",
@@ -66,7 +66,7 @@ def plain(event: OrderPlaced) -> PlainMessage:
     )
 
 
-def _single(count: int, store: Callable[[OrderPlaced], None]) -> Callable[[], float]:
+def single(count: int, store: Callable[[OrderPlaced], None]) -> Callable[[], float]:
     events = itertools.cycle(orders(count))
 
     def work(count: int) -> None:
@@ -78,7 +78,7 @@ def _single(count: int, store: Callable[[OrderPlaced], None]) -> Callable[[], fl
     return lambda: harness.rate(count, work)
 
 
-def _publish_many(count: int) -> float:
+def publish_many(count: int) -> float:
     events = orders(count)
 
     def work(count: int) -> None:

@@ -37,8 +37,8 @@ def run(*, quick: bool) -> None:
     rows = []
     with beside(work, consumers.stamp, True), beside(_answer, bare_stamps[1]):
         ping = _Ping(bare_stamps[0])
-        _warm_up(_publish, stamps[0])
-        _warm_up(ping.send, bare_stamps[0])
+        warm_up(publish_one, stamps[0])
+        warm_up(ping.send, bare_stamps[0])
         ping.ear.wait()
         for title, gap, count, goal in (
             ("single messages, 20 ms apart", ALONE, alone, 2.5),
@@ -46,7 +46,7 @@ def run(*, quick: bool) -> None:
         ):
             figures = harness.alternate(
                 {
-                    "message": partial(_latencies, count, gap, stamps[0]),
+                    "message": partial(latencies, count, gap, stamps[0]),
                     "bare": partial(ping.latencies, count, gap),
                 },
                 turns,
@@ -87,7 +87,7 @@ def _row(
     return cells + list(harness.against(goal, harness.ratio(*medians), most=True))
 
 
-def _publish() -> int:
+def publish_one() -> int:
     [event] = orders(1)
     with transaction.atomic():
         outbox.publish(event)
@@ -141,15 +141,15 @@ def _answer(stamps: int) -> None:
         mouth.execute(f"NOTIFY {ANSWER}")
 
 
-def _warm_up(send: Callable[[], int], stamps: int) -> None:
+def warm_up(send: Callable[[], int], stamps: int) -> None:
     while not select.select([stamps], [], [], 0.5)[0]:
         send()
     while select.select([stamps], [], [], 0.5)[0]:
         os.read(stamps, STAMP)
 
 
-def _latencies(count: int, gap: float, stamps: int) -> list[float]:
+def latencies(count: int, gap: float, stamps: int) -> list[float]:
     """Return the milliseconds from the COMMIT of each message to the handler's stamp."""
-    sent = [_publish() for _ in harness.paced(count, gap)]
+    sent = [publish_one() for _ in harness.paced(count, gap)]
     came = [int.from_bytes(os.read(stamps, STAMP)) for _ in sent]
     return [(stamp - start) / 1e6 for start, stamp in zip(sent, came, strict=True)]
