@@ -75,7 +75,7 @@ def test_notifications_end_one_wait(listener, connect):
     assert not listener.take()
 
     execute(sender, "NOTIFY here")
-    assert listener.wait(60)
+    assert listener.wait(120)
     execute(sender, "NOTIFY here, 'a'")
     execute(sender, "NOTIFY here, 'b'")
     wait_until(lambda: execute(connection, "SELECT 1") and len(listener._heard) == 2)
@@ -109,7 +109,7 @@ def test_a_wait_ends_for_a_descriptor_of_any_number(listener):
 
         assert database.wait_readable([high], 60) == [high]
         listener.interrupt = high
-        assert not listener.wait(60)
+        assert not listener.wait(120)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for each in (read, write, high):

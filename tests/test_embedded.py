@@ -388,7 +388,7 @@ def test_forked_child_does_not_keep_the_server(start_python: Start) -> None:
 def test_forked_child_does_not_stop_the_server(start_python: Start) -> None:
     """A child that leaves the with statement leaves the server to its owner."""
     owner = start_python("-c", FORKED_CHILD_LEAVES)
-    _, errors = owner.communicate(timeout=60)
+    _, errors = owner.communicate(timeout=120)
 
     assert errors == ""
     assert owner.returncode == 0
@@ -398,7 +398,7 @@ def test_command_gets_the_url_and_gives_its_exit_code(start_python: Start) -> No
     """`python -m outbox.embedded -- command` runs the command around a server of its own."""
     code = "import os, sys; print(os.environ['DATABASE_URL'], sys.argv[1:]); sys.exit(7)"
     run = start_python("-m", "outbox.embedded", "--", sys.executable, "-c", code, "--", "-x")
-    output, errors = run.communicate(timeout=60)
+    output, errors = run.communicate(timeout=120)
 
     assert (run.returncode, errors) == (7, "")
     url, arguments = output.split(maxsplit=1)
@@ -413,7 +413,7 @@ def test_without_a_command_it_waits_for_a_signal(start_python: Start, name: str,
     url = first_line(run)
     pid = server_pid(url)
     run.send_signal(signal.Signals[name])
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
 
     assert (run.returncode, errors) == (code, "")
     assert not is_alive(pid)
@@ -426,7 +426,7 @@ def test_terminated_command_is_terminated_and_the_server_stopped(start_python: S
     pid = server_pid(first_line(run))
     run.terminate()
 
-    assert run.wait(60) == 128 + signal.SIGTERM
+    assert run.wait(120) == 128 + signal.SIGTERM
     assert not is_alive(pid)
 
 
@@ -434,7 +434,7 @@ def test_kept_folder_of_the_command_line(folder: Path, start_python: Start) -> N
     """--data keeps the data for the next run."""
     data = folder / "data"
     run = start_python("-m", "outbox.embedded", "--data", str(data), "--", sys.executable, "-V")
-    run.communicate(timeout=60)
+    run.communicate(timeout=120)
 
     assert run.returncode == 0
     assert (data / "PG_VERSION").exists()
@@ -444,7 +444,7 @@ def test_kept_folder_of_the_command_line(folder: Path, start_python: Start) -> N
 def test_missing_command_is_named(start_python: Start) -> None:
     """A command that does not exist is an error in one line."""
     run = start_python("-m", "outbox.embedded", "--", "no-such-command")
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
 
     assert run.returncode == 1
     assert errors.strip().endswith("'no-such-command'")

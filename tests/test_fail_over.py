@@ -95,10 +95,10 @@ class Site:
         session = self.pair.standby
         for process in self.publishers:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0, process.communicate()
+            assert process.wait(120) == 0, process.communicate()
         wait_until(lambda: value(session, PENDING) == 0, 120)
         self.worker.send_signal(signal.SIGTERM)
-        _, errors = self.worker.communicate(timeout=60)
+        _, errors = self.worker.communicate(timeout=120)
         assert self.worker.returncode == 0, errors
 
     def doctor(self):

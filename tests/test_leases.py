@@ -164,13 +164,13 @@ def test_a_key_released_while_its_next_message_is_put_aside(
         mailer.handle(payload, message)
         if message.position == first[0]:
             is_redriving.set()
-            assert go_on.wait(60)
+            assert go_on.wait(120)
 
     def look_then_redrive(claim, keys, using):
         found = look(claim, keys, using)
         if "a" in keys and not redrives:
             redrives.append(background(redrive_all, "mailer"))
-            assert is_redriving.wait(60)
+            assert is_redriving.wait(120)
         return found
 
     mailer.do(handle)
@@ -441,13 +441,13 @@ def test_a_worker_that_was_frozen_beyond_its_lease_is_refused(close_gate):
         wait_until(lambda: "State:\tT" in Path(f"/proc/{first.pid}/status").read_text())
         gate.open()
         second = start_process(*WORKER, "30")
-        assert second.wait(60) == 0
+        assert second.wait(120) == 0
         while Cursor.objects.get(group="leased").position < positions[-1]:
             second = start_process(*WORKER, "30")
-            assert second.wait(60) == 0
+            assert second.wait(120) == 0
         before = Cursor.objects.filter(group="leased").values().get()
         os.kill(first.pid, signal.SIGCONT)
-        output = first.communicate(timeout=60)[1]
+        output = first.communicate(timeout=120)[1]
     finally:
         first.kill()
         first.communicate()
@@ -476,6 +476,6 @@ def test_a_worker_that_dies_leaves_the_range_to_the_next_one(close_gate):
     deadline = time.monotonic() + 60
     while Cursor.objects.get(group="leased").position < positions[-1]:
         assert time.monotonic() < deadline
-        assert start_process(*WORKER, "1").wait(60) == 0
+        assert start_process(*WORKER, "1").wait(120) == 0
 
     assert [len(runs()[position]) for position in positions] == [1, 2, 1]

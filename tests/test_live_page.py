@@ -51,7 +51,7 @@ def live():
                 stderr=subprocess.DEVNULL,
             )
         )
-        wait_until(lambda: answers(port), 60)
+        wait_until(lambda: answers(port))
         return port
 
     migrated = subprocess.run(
@@ -82,7 +82,7 @@ def answers(port):
 def write(port, text):
     """Publish a note; try again while the server is away."""
     data = urllib.parse.urlencode({"text": text}).encode()
-    wait_until(lambda: posted(port, data), 60)
+    wait_until(lambda: posted(port, data))
 
 
 def posted(port, data):
@@ -141,7 +141,7 @@ def test_the_page_shows_every_message_in_order_across_a_restart(live):
         if number == NOTES // 2:
             wait_until(lambda: browser.connections and browser.seen)
             live()
-    wait_until(lambda: len(browser.seen) >= NOTES, 60)
+    wait_until(lambda: len(browser.seen) >= NOTES)
     browser.is_leaving = True
 
     assert browser.seen == [f'{{"text": "note {number}"}}' for number in range(NOTES)]
@@ -161,8 +161,8 @@ def test_a_real_browser_shows_every_message_across_a_restart(live, browser):
     for number in range(NOTES):
         write(port, f"note {number}")
         if number == NOTES // 2:
-            wait_until(shown, 60)
+            wait_until(shown)
             live()
-    wait_until(lambda: len(shown()) >= NOTES, 60)
+    wait_until(lambda: len(shown()) >= NOTES)
 
     assert shown() == [f"note {number}" for number in range(NOTES)]

@@ -424,7 +424,7 @@ def test_a_sleeping_worker_wakes_up_for_a_resume(connect, settings):
         wait_until(lambda: handled("billing"))
     finally:
         running.stop()
-        thread.join(60)
+        thread.join(120)
 
     assert running.wakeups.poll_interval == 600
 
@@ -631,7 +631,7 @@ def test_groups_are_watched_until_ctrl_c(start_command):
     process = start_command("outbox", "groups", "--watch", "0.1")
     seen = [process.stdout.readline() for _ in range(9)]
     process.send_signal(signal.SIGINT)
-    code = process.wait(60)
+    code = process.wait(120)
 
     assert sum(line.startswith("GROUP") for line in seen) >= 2
     assert any(line.startswith("total") for line in seen)

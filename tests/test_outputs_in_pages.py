@@ -65,7 +65,7 @@ class Airline:
 
     def handle(self, event: object, message: outbox.Message) -> None:
         self.at_work.set()
-        assert self.go_on.wait(60)
+        assert self.go_on.wait(120)
 
     def publish(self, flights: int) -> None:
         """Publish the steps of some flights, as if 20 seconds ago."""
@@ -146,7 +146,7 @@ def test_the_ranges_and_workers_of_a_group_look_as_the_page_shows_them(airline, 
     airline.hold()
     worker = Worker([airline.logbook, airline.board])
     working = Background(worker.run)
-    assert airline.at_work.wait(60)
+    assert airline.at_work.wait(120)
     operator.follow(OPERATIONS["Why"].partition("`--ranges`")[2])
     worker.stop()
     airline.go_on.set()

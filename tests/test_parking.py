@@ -274,7 +274,7 @@ def test_redrives_race_with_workers_and_publishers(script, background):
             published.extend(publish("a", "b", "a"))
 
     def redrive():
-        start.wait(60)
+        start.wait(120)
         while redrives.list_parked(billing.group).exists():
             redrive_everything(billing.group)
 

@@ -545,13 +545,13 @@ def test_the_number_of_ranges_changes_under_load(background, start_command):
     flights = tails(LIVE_MESSAGES)
     workers = start_command("consume", "billing", "--processes", "4", "--batch-size", "50")
     publishers = [background(publish_flights, flights[part::4], enough) for part in range(4)]
-    wait_until(Effect.objects.filter(group="billing").exists)
+    wait_until(Effect.objects.filter(group="billing").exists, 240)
     try:
         counts = []
         for to in (8, 3, 16, 1):
             done = Effect.objects.count()
-            wait_until(lambda done=done: Effect.objects.count() > done + 100)
-            counts.append(len(ranges.scale("billing", to)))
+            wait_until(lambda done=done: Effect.objects.count() > done + 100, 240)
+            counts.append(len(ranges.scale("billing", to, timeout=240)))
     finally:
         enough.set()
     for publisher in publishers:

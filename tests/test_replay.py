@@ -387,7 +387,7 @@ def test_a_sleeping_worker_wakes_up_for_a_reset(happened, connect, settings):
         wait_until(lambda: Effect.objects.count() == 20)
     finally:
         running.stop()
-        thread.join(60)
+        thread.join(120)
 
     assert running.wakeups.poll_interval == 600
 
@@ -455,11 +455,11 @@ def test_a_reset_overrules_a_leased_batch():
     def see(payload, message):
         seen.append(message.position)
         entered.set()
-        assert go_on.wait(60)
+        assert go_on.wait(120)
 
     positions = publish_raw("witnessed", 3)
     working = Background(Worker([group]).drain)
-    assert entered.wait(60)
+    assert entered.wait(120)
     (move,) = replay.reset(group, to_latest=True)
     go_on.set()
     working.result()

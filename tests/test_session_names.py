@@ -55,15 +55,15 @@ def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
 
     try:
         for turn in range(1, 4):
-            assert wakeups.asleep.wait(60)
+            assert wakeups.asleep.wait(120)
             wait_until(is_alone)
             seen += execute(observer, name)[0]
             publish(None, channel="closing")
             wait_until(lambda n=turn: len(handled) == n)
-        assert wakeups.asleep.wait(60)
+        assert wakeups.asleep.wait(120)
         wait_until(is_alone)
     finally:
         worker.stop()
-        thread.join(60)
+        thread.join(120)
 
     assert len(set(seen)) == 3

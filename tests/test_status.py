@@ -297,7 +297,7 @@ def background_worker():
     yield start
     for a_worker, thread in running:
         a_worker.stop()
-        thread.join(30)
+        thread.join(120)
 
 
 def test_describe_names_the_session_that_holds_the_horizon(connect):

@@ -296,7 +296,7 @@ def wait_for_end_of(pid):
             cursor.execute("SELECT FROM pg_stat_activity WHERE pid = %s", [pid])
             return cursor.fetchone() is None
 
-    wait_until(is_gone, 60)
+    wait_until(is_gone)
     session.close()
 
 

@@ -169,7 +169,7 @@ def test_two_logs_lose_nothing_beside_each_other(tenants, record_property, capsy
     for kinds in running.values():
         for process in kinds[0][1]:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(120) == 0
     for tenant in tenants:
         wait_until(tenant.is_done, 120)
     numbers = {

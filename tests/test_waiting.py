@@ -37,7 +37,7 @@ def running():
     yield start
     for a_worker, thread in started:
         a_worker.stop()
-        thread.join(60)
+        thread.join(120)
 
 
 def waiters(session):
@@ -121,10 +121,10 @@ def test_a_batch_that_looked_before_the_waiter_came_is_not_missed(connect, monke
         with transaction.atomic():
             worker("billing").run_once()
             has_looked.set()
-            assert go_on.wait(60)
+            assert go_on.wait(120)
 
     handling = Background(handle_and_hold)
-    assert has_looked.wait(60)
+    assert has_looked.wait(120)
     waited = Background(outbox.wait_for, "billing", position, 50)
     wait_until(lambda: waiters(session) and len(looks) > 4)
     go_on.set()

@@ -126,7 +126,7 @@ def test_poison_is_kept_aside_and_the_good_are_handled(pattern):
 
 def test_a_handler_that_raises_does_not_strand_the_messages_behind_it():
     """A running worker goes on to them by itself; nothing waits for a restart."""
-    worker = start_manage("consume", "doubtful", "--poll-interval", "60")
+    worker = start_manage("consume", "doubtful", "--poll-interval", "600")
     try:
         for name in names("PGPG"):
             Media.objects.create(name=name)

@@ -124,7 +124,7 @@ def test_a_statement_locks_its_streams_in_one_order():
         free = Stream.objects.select_for_update(skip_locked=True).filter(channel="branches")
         keys = sorted(free.values_list("key", flat=True))
 
-    writer.join(60)
+    writer.join(120)
     assert keys == ["b"]
     assert outbox.stream("branches", "b").version == 3
 
@@ -157,7 +157,7 @@ def test_a_writer_waits_for_a_stream_without_holding_the_horizon_back():
         before = message_log.last_position("default")
         horizon = message_log.horizon("default", ["branches"])
 
-    writer.join(60)
+    writer.join(120)
     assert horizon == before
     assert outbox.stream("branches", "a").version == 2
 
@@ -175,7 +175,7 @@ def test_a_guard_counts_captured_changes_of_its_own_transaction():
         transaction.atomic(),
         outbox.guard(("tariffs", "eu")),
     ):
-        in_background(lambda: Tariff.objects.update(price=4)).join(60)
+        in_background(lambda: Tariff.objects.update(price=4)).join(120)
     assert outbox.stream("tariffs", "eu").version == 4
 
 

@@ -33,24 +33,25 @@ from tests.support.processes import manage, start_process, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-ROWS = amount(5_000, 1_000_000)
-RUN = """
+ROWS, CHUNK = amount(2_000, 1_000_000), amount(200, 500)
+"""Of the projection; ten chunks are enough for a kill in the first and one in the second half."""
+RUN = f"""
 import django; django.setup()
 from outbox.changes import snapshot
 from tests.library.models import Counter
-snapshot.run(Counter, chunk_size=500)
+snapshot.run(Counter, chunk_size={CHUNK})
 """
-HELD = """
+HELD = f"""
 import threading
 import django; django.setup()
 from outbox.changes import snapshot
 from tests.library.models import Counter
 
 def wait_near_the_end(progress):
-    if progress.emitted >= {most}:
+    if progress.emitted >= {ROWS * 9 // 10}:
         threading.Event().wait()
 
-snapshot.run(Counter, chunk_size=500, progress=wait_near_the_end)
+snapshot.run(Counter, chunk_size={CHUNK}, progress=wait_near_the_end)
 """
 """The same, but for its end: it can be killed before that however slow the killer is."""
 
@@ -395,7 +396,7 @@ def test_a_projection_of_snapshot_and_stream_equals_the_table():
     writers = [Writer(number) for number in range(4)]
     try:
         for share in (0.2, 0.6):
-            run = start_process("-c", HELD.format(most=ROWS * 9 // 10))
+            run = start_process("-c", HELD)
             wait_until(lambda share=share: emitted() >= share * ROWS, timeout=240)
             run.kill()
             run.communicate()
@@ -407,7 +408,7 @@ def test_a_projection_of_snapshot_and_stream_equals_the_table():
         for writer in writers:
             writer.stopping = True
         for writer in writers:
-            writer.join(60)
+            writer.join(120)
     testing.drain("copy")
 
     assert (run.returncode, errors) == (0, "")

@@ -280,14 +280,14 @@ def test_messages_keep_coming_to_a_running_worker_after_truncate(session):
     process = start_manage("consume", "billing", "--poll-interval", "1")
     try:
         publish(5)
-        wait_until(lambda: len(handled("billing")) == 5, timeout=60)
+        wait_until(lambda: len(handled("billing")) == 5)
         execute(session, TRUNCATES["with identities"])
         published = publish(4)
-        wait_until(lambda: len(handled("billing")) == 9, timeout=60)
+        wait_until(lambda: len(handled("billing")) == 9)
         alive = process.poll() is None
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
 
     assert alive
     assert handled("billing")[-4:] == published
@@ -304,7 +304,7 @@ def test_a_running_worker_creates_the_cursors_that_were_deleted(session):
         execute(session, "DELETE FROM outbox_cursor WHERE \"group\" = 'billing'")
         wait_until(lambda: len(handled("billing")) == 10)
         process.terminate()
-        _, written = process.communicate(timeout=60)
+        _, written = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()

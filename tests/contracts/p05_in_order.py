@@ -57,11 +57,11 @@ def compete(background, group, total, batch_size):
 
     def work():
         competitor = worker(group, batch_size=batch_size)
-        together.wait(60)
+        together.wait(120)
         advanced = 0
         while not advanced:
             advanced = competitor.run_once() or 0
-        together.wait(60)
+        together.wait(120)
         while Effect.objects.filter(group=group).count() < total:
             advanced += competitor.run_once() or 0
         return advanced

@@ -122,7 +122,7 @@ def test_the_command_serves_until_told_to_stop(start_command):
     with urllib.request.urlopen(url, timeout=60) as answer:
         found = samples(answer.read().decode())
     process.terminate()
-    process.wait(60)
+    process.wait(120)
 
     assert found[("outbox_positions_total",)] >= 1
     assert process.returncode == 0

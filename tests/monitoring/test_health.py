@@ -79,7 +79,7 @@ def handled(url, group):
 def test_a_worker_counts_what_it_does(start_serving):
     """Messages, batches and seconds of handlers, by group and type, with the usual buckets."""
     publish_orders(20)
-    _, url = start_serving("doomed")
+    _, url = start_serving("doomed", "--poll-interval", "0.1")
     wait_until(lambda: handled(url, "doomed") == 20)
     found = numbers(url)
     calls = ("group", "doomed"), ("type", "OrderPlaced")
@@ -142,7 +142,7 @@ def test_a_handler_that_hangs_is_not_alive(start_serving, close_gate):
 def test_a_supervisor_answers_for_its_workers(start_serving):
     """Its pages are about all workers: counters add up and do not fall when a worker is killed."""
     publish_orders(50)
-    supervisor, url = start_serving("doomed", "--processes", "2")
+    supervisor, url = start_serving("doomed", "--processes", "2", "--poll-interval", "0.1")
     first = working(supervisor, 2)
     wait_until(lambda: handled(url, "doomed") == 50)
     wait_until(lambda: get(f"{url}/readyz")[0] == 200)

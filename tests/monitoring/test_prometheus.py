@@ -130,7 +130,7 @@ def prometheus(exported, tmp_path, start_command):
         yield server, ports["workers"]
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(120)
 
 
 def expressions(folder):

@@ -50,7 +50,7 @@ def test_a_test_message_that_is_not_taken_ends_with_exit_code_3(sink):
 def test_a_group_that_is_no_relay_is_a_misuse():
     """Exit code 2, and the error says what the group is."""
     outbox.ConsumerGroup("plain", channels=["trouble"])
-    with pytest.raises(CommandError, match="no relay") as caught:
+    with pytest.raises(CommandError, match="not a relay") as caught:
         run("relay", "test", "plain")
 
     assert caught.value.returncode == 2

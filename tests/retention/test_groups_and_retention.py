@@ -58,7 +58,7 @@ def test_new_claims_stand_aside_for_maintenance_and_open_ones_end_first(
     def handle(event, message):
         handled.append(message.position)
         inside.set()
-        assert go_on.wait(60)
+        assert go_on.wait(120)
 
     def work():
         worker = Worker(groups=[group], batch_size=350)
@@ -66,7 +66,7 @@ def test_new_claims_stand_aside_for_maintenance_and_open_ones_end_first(
         return worker.run_once()
 
     first = background(work)
-    assert inside.wait(60)
+    assert inside.wait(120)
     maintained = background(maintenance.maintain, "default")
     wait_until(waiting_for_claims)
     second = background(work)
@@ -130,12 +130,12 @@ def test_a_reset_during_a_removal_waits_and_is_clamped(aged, declare_group, back
 
     def slowly():
         removing.set()
-        assert go_on.wait(60)
+        assert go_on.wait(120)
         run("SELECT outbox_drop_segment_v1(1)")
         run("INSERT INTO outbox_channel_retention VALUES ('goods', 99)")
 
     removal = background(log_lock.run, slowly, "default")
-    assert removing.wait(60)
+    assert removing.wait(120)
     moved = background(lambda: replay.reset("late", position=0))
     wait_until(waiting_for_claims)
     go_on.set()
@@ -152,11 +152,11 @@ def test_a_group_created_during_a_removal_begins_behind_it(aged, declare_group, 
 
     def slowly():
         removing.set()
-        assert go_on.wait(60)
+        assert go_on.wait(120)
         run("INSERT INTO outbox_channel_retention VALUES ('goods', 99)")
 
     removal = background(log_lock.run, slowly, "default")
-    assert removing.wait(60)
+    assert removing.wait(120)
     made = background(lambda: Worker(groups=[group]).register())
     wait_until(waiting_for_claims)
     go_on.set()

@@ -61,7 +61,7 @@ class Publisher:
 
     def __exit__(self, *_):
         self.stop.set()
-        self.thread.join(60)
+        self.thread.join(120)
 
     def __str__(self):
         times = [1000 * each for each in sorted(self.times)]

@@ -30,8 +30,7 @@ def make_drifted(count):
     for first in range(0, count, 500):
         numbers = [f"{number:07}" for number in range(first, min(first + 500, count))]
         with transaction.atomic():
-            for number in numbers:
-                outbox.publish(Deposited(account=number, amount=Decimal(5)))
+            outbox.publish_many(Deposited(account=number, amount=Decimal(5)) for number in numbers)
             Account.objects.bulk_create(
                 Account(number=number, balance=99, version=1) for number in numbers
             )

@@ -36,7 +36,7 @@ def race(*functions):
 
     def run(index, function):
         try:
-            barrier.wait(60)
+            barrier.wait(120)
             outcomes[index] = function()
         except Exception as error:
             outcomes[index] = error
@@ -134,7 +134,7 @@ def test_writers_of_one_stream_wait_before_they_hold_the_horizon(connect):
             assert cursor.fetchone()[0]
     finally:
         other.execute("ROLLBACK")
-        waiting.join(60)
+        waiting.join(120)
 
 
 def test_two_guards_in_opposite_order_end_in_one_commit_and_one_conflict():
@@ -146,13 +146,13 @@ def test_two_guards_in_opposite_order_end_in_one_commit_and_one_conflict():
     def first():
         with transaction.atomic(), outbox.guard(("accounts", "17"), ("limits", "eu")):
             outbox.publish(Deposited(account="17", amount=Decimal(1)))
-            both.wait(60)
+            both.wait(120)
         return "committed"
 
     def second():
         with transaction.atomic(), outbox.guard(("limits", "eu"), ("accounts", "17")):
             outbox.publish(LimitSet(region="eu", amount=Decimal(1)))
-            both.wait(60)
+            both.wait(120)
         return "committed"
 
     outcomes = race(first, second)

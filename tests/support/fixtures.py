@@ -62,7 +62,7 @@ def background():
 
     yield start
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
 
 
 @pytest.fixture

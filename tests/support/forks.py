@@ -47,7 +47,7 @@ class Forks:
         """End the program."""
         if self._program is not None:
             program, self._program = self._program, None
-            program.communicate(timeout=60)
+            program.communicate(timeout=120)
 
     def run(self, folder: Path, arguments: list[str] | str) -> tuple[int, str]:
         """Run a command of `manage.py`, or code; return its exit code and what it wrote."""

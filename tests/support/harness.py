@@ -144,7 +144,7 @@ class Background(threading.Thread):
         finally:
             connections.close_all()
 
-    def result(self, timeout=60):
+    def result(self, timeout=120):
         """Wait for the end; return what the function returned, or raise what it raised."""
         self.join(timeout)
         assert not self.is_alive(), f"{self.function} still runs after {timeout} s"
