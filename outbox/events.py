@@ -118,7 +118,7 @@ if TYPE_CHECKING:
 else:
 
     class EventStruct(msgspec.Struct, metaclass=EventMeta, frozen=True):
-        """The base of events at run time."""
+        """The base class of events when the program runs; a type checker reads the one above."""
 
 
 class Event(EventStruct):

@@ -159,7 +159,7 @@ class ContextInjector:
         return execute(sql, params, many, context)
 
     def apply(self) -> None:
-        """Make the values of the blocks those of the open transaction, if it is not broken."""
+        """Set the values of the open blocks for this transaction, unless an error has ended it."""
         if self.connection.needs_rollback or self._status() == database.IN_ERROR:
             self.applied = None
             return

@@ -40,12 +40,12 @@ LOCKED_WAIT = 1.0
 session dies, no NOTIFY is sent."""
 
 POOLED = (
-    "database %r is reached through a connection pooler, which breaks LISTEN: polling, at most "
-    "every %s s. Set OUTBOX['LISTEN'] to False, or to the alias of a direct connection."
+    "database %r is reached through a connection pooler, which breaks LISTEN: the worker polls, at "
+    "most every %s s. Set OUTBOX['LISTEN'] to False, or to the alias of a direct connection."
 )
 OTHER_DATABASE = (
-    "OUTBOX['LISTEN'] names %r, which leads to another database than %r: polling, at most every "
-    "%s s. Name an alias of a direct connection to the same database."
+    "OUTBOX['LISTEN'] names %r, which leads to another database than %r: the worker polls, at "
+    "most every %s s. Name an alias of a direct connection to the same database."
 )
 
 
@@ -148,7 +148,7 @@ class Wakeups:
                 return
 
     def _become_idle(self) -> None:
-        """Take the idle locks; the caller's next look is the one that counts."""
+        """Take the idle locks; the caller then looks once more for what came before them."""
         if not self._listen():
             return
         with connections[self.alias].cursor() as cursor:

@@ -1,4 +1,4 @@
-"""What is wrong with the installation, the settings or a declaration of the project."""
+"""Errors of the installation, the settings or a declaration of the project."""
 
 from __future__ import annotations
 

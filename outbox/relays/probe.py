@@ -28,10 +28,15 @@ class Answer:
 
 
 def relay_named(name: str) -> Relay:
-    """Return a declared relay; raises UnknownGroup, InvalidGroup for a group that is none."""
+    """Return the relay of this name.
+
+    Raises UnknownGroup when no group has the name, InvalidGroup when the group is not a relay.
+    """
     group: ConsumerGroup = get(name)
     if not isinstance(group, Relay):
-        raise InvalidGroup(f"{name!r} is a consumer group that handles messages here: no relay.")
+        raise InvalidGroup(
+            f"{name!r} is a consumer group that handles messages here, and not a relay."
+        )
     return group
 
 
