@@ -54,8 +54,11 @@ def test_an_unknown_group_is_refused_with_the_nearest():
     [
         (["--drain", "--reload"], "leave out --drain"),
         (["--processes", "2", "--state-file", "x"], "--state-file is for one process"),
-        (["--processes", "0"], "invalid positive value: '0'"),
-        (["--grace", "-1"], "invalid seconds value: '-1'"),
+        (["--processes", "0"], "0 is not a whole number from 1 to"),
+        (["--batch-size", "many"], "many is not a whole number from 1 to"),
+        (["--grace", "-1"], "-1 is not a number of seconds above 0"),
+        (["--poll-interval", "nan"], "nan is not a number of seconds above 0"),
+        (["--max-outage", "inf"], "inf is not a number of seconds above 0"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, reason):

@@ -80,7 +80,13 @@ VERBS = (
     "redrive billing --all",
     "discard billing --position 1 --reason x",
     "segments",
+    "segments --maintain",
+    "tail --follow",
+    "forget billing",
+    "erase --channel orders --key 1 --reason x",
+    "grants --publisher web",
 )
+"""Those that read or write the log, with arguments that are right."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,8 +122,8 @@ SELECT
 NOTIFY outbox_doctor
 
 -- name: log_schema
--- Reads the catalog: the schema of the log that this session writes to.
+-- Reads the catalog: the schema of the log that this session writes to; an error where there is none.
 SELECT nspname::text
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE pg_class.oid = to_regclass('outbox_message')
+WHERE pg_class.oid = 'outbox_message'::regclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from django.db import connections
 from django.utils import autoreload
 
 from ... import groups, message_log, outages
-from ...conf import log_alias
+from ...conf import is_number, log_alias
 from ...consuming import in_flight
 from ...consuming.notifications import Wakeups
 from ...exceptions import OutboxError
@@ -32,6 +32,7 @@ from ...processes.state_file import recover_state_file
 from ...processes.supervisor import Supervisor
 from ...worker import Worker
 from ..verbs.monitoring import address, serving
+from ..verbs.verb import positive
 
 logger = logging.getLogger("outbox.worker")
 
@@ -243,17 +244,10 @@ def configure_logging(verbosity: int) -> None:
         log.setLevel(logging.INFO)
 
 
-def positive(text: str) -> int:
-    """Return a whole number above 0."""
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
 def seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
-    if (number := float(text)) <= 0:
-        raise ValueError(text)
+    """Return a finite number of seconds above 0."""
+    if not is_number(number := float(text), 0, is_above=True):
+        raise ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return number
 
 

@@ -75,8 +75,12 @@ def positive(text: str) -> int:
 
 def whole(text: str, least: int = 0) -> int:
     """Return a whole number from 0 on that PostgreSQL can count with."""
-    if not least <= (number := int(text)) <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text} is not between {least} and {LARGEST}")
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not least <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {LARGEST}")
     return number
 
 
