@@ -8,13 +8,14 @@ import json
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
-from opentelemetry import trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import outbox
-from outbox import observers
+from outbox import messages, observers
 from outbox.models import Message
 from outbox.monitoring import tracing
 from tests.library.models import Author
@@ -224,6 +225,53 @@ def test_links_are_bounded(spans):
     (handled,) = [span for span in spans() if span.name == "process orders"]
 
     assert [link.context.span_id for link in handled.links] == published[-32:]
+
+
+def test_baggage_and_tracestate_travel_as_the_propagators_write_them(spans):
+    """What is not the usual trace goes through the configured propagators, in both directions."""
+    state = trace.TraceState([("vendor", "1")])
+    far = trace.SpanContext(7, 8, True, trace.TraceFlags(1), state)
+    around = trace.set_span_in_context(trace.NonRecordingSpan(far))
+    token = context.attach(baggage.set_baggage("user", "ann", around))
+    with transaction.atomic():
+        outbox.publish(OrderPlaced(order_id=1))
+    context.detach(token)
+    drain("billing")
+    headers = Message.objects.get().headers
+    (handled,) = [span for span in spans() if span.name == "process orders"]
+
+    assert (headers["tracestate"], headers["baggage"]) == ("vendor=1", "user=ann")
+    assert handled.links[0].context.trace_state == state
+    assert handled.links[0].context.span_id == span_id(Message.objects.get())
+
+
+def test_another_propagator_writes_and_reads_its_own_headers(spans, monkeypatch):
+    """The headers are those of the project's propagator where it is not the default one."""
+
+    class Upper(TraceContextTextMapPropagator):
+        _TRACEPARENT_HEADER_NAME = "TRACEPARENT"
+
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Upper())
+    with transaction.atomic():
+        outbox.publish(OrderPlaced(order_id=1))
+
+    assert list(Message.objects.get().headers) == ["TRACEPARENT"]
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_headers_written_here_are_those_of_the_propagators(sampled):
+    """The short way writes and reads what the default propagators do."""
+    flags = trace.TraceFlags(sampled)
+    span = trace.NonRecordingSpan(trace.SpanContext(3 << 90, 5, False, flags))
+    written = tracing._headers_of(span)
+    message = messages.Message(
+        1, "c", None, "T", 1, False, "g", "{}", json.dumps(dict(written)), ""
+    )
+    read = tracing._context_of(message)
+
+    assert written == tracing.headers(trace.set_span_in_context(span))
+    assert (read.trace_id, read.span_id, read.trace_flags) == (3 << 90, 5, flags)
+    assert read.is_remote
 
 
 def test_a_setting_without_its_extra_is_an_error_with_the_way_out():

@@ -65,11 +65,17 @@ _warmed: list[Forks] = []
 
 
 def _warm(wanted: dict[str, str]) -> Forks | None:
-    """Return the program that has set Django up in this environment, None if it is another one."""
-    wanted = {name: text for name, text in wanted.items() if name != "PYTEST_CURRENT_TEST"}
+    """Return the program that has set Django up, None where `wanted` is not its environment.
+
+    Its own is that of a test without variables, whichever test asks first.
+    """
     if not _warmed:
-        _warmed.append(Forks("setup", environment=wanted))
-    return _warmed[0] if _warmed[0].environment == wanted else None
+        _warmed.append(Forks("setup", environment=_of_any_test(environment())))
+    return _warmed[0] if _warmed[0].environment == _of_any_test(wanted) else None
+
+
+def _of_any_test(variables: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in variables.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 def start_process(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
