@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..exceptions import InvalidGroup
-from . import event_loop
-from .sink import HeaderNames, Origin, Record, library, too_large, unavailable
+from . import amqp, event_loop
+from .sink import Origin, Record, library, too_large, unavailable
 
 FRAME_BYTES = 1_048_576
 """Bytes of a frame, and so of a message; RabbitMQ's default."""
@@ -28,7 +28,7 @@ NAME_BYTES = 255
 """The longest name of a publisher."""
 RECORD_BYTES = 32
 """What a frame needs for each record, and once for itself."""
-NAMES = HeaderNames("cloudEvents_")
+NAMES = amqp.Names("cloudEvents_")
 
 
 class RabbitStreams:
@@ -132,7 +132,7 @@ class RabbitStreams:
         filled = RECORD_BYTES
         for record in records:
             message = self._rstream.RawMessage(
-                bytes(self._message(record)), record.position if is_new else None
+                _message(record), record.position if is_new else None
             )
             size = len(message.data) + RECORD_BYTES
             if frame and filled + size > self.frame_max:
@@ -144,15 +144,6 @@ class RabbitStreams:
             filled += size
         if frame:
             yield frame, filled
-
-    def _message(self, record: Record) -> Any:
-        headers = {NAMES[name]: value for name, value in record.attributes.items()}
-        content_type = headers.pop("cloudEvents_datacontenttype", "application/json")
-        return self._rstream.AMQPMessage(
-            body=record.data,
-            application_properties=headers | dict(record.headers),
-            properties=self._rstream.Properties(content_type=content_type),
-        )
 
     async def _publish(self, producer: Any, to: str, name: str | None, frame: list[Any]) -> None:
         """Send one frame and wait until all of it is confirmed."""
@@ -170,6 +161,14 @@ class RabbitStreams:
 
         await producer.send_batch(to, frame, publisher_name=name, on_publish_confirm=confirm)
         await done
+
+
+def _message(record: Record) -> bytes:
+    properties = {NAMES[name]: value for name, value in record.attributes.items()}
+    content_type = properties.pop(NAMES["datacontenttype"], "application/json")
+    for name, value in record.headers.items():
+        properties[amqp.text(name)] = value
+    return amqp.message(content_type, properties, record.data)
 
 
 def _name(origin: Origin) -> str:

@@ -54,7 +54,7 @@ class Recorder:
 
     def __init__(self, origin: Origin, to: str, route: Route | None) -> None:
         self._target = Target()
-        self._to = to
+        self._to = to.replace("{channel}", origin.channel)
         self._route = route
         self._id = f"{origin.relay}:"
         self._again = f":r{origin.generation}"
