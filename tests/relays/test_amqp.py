@@ -41,4 +41,3 @@ def test_many_properties_fit():
     encoded = {amqp.text(name): value for name, value in wanted.items()}
 
     assert read(amqp.message("text/plain", encoded, b"")) == ("text/plain", wanted, b"")
-
