@@ -1,4 +1,5 @@
-"""A worker's session is named after its groups, whatever handlers do to the connection."""
+"""A worker's session is named after its groups, whatever handlers do to the connection; a new one is
+told of before the worker sleeps in it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import outbox
 from outbox.consuming.notifications import Wakeups
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
-from tests.support.harness import Background, execute
+from tests.support.harness import Background, execute, terminate
 from tests.support.processes import wait_until
 from tests.support.publishing import publish
 
@@ -67,3 +68,23 @@ def test_a_handler_that_closes_the_connection_does_not_hide_its_worker(connect):
         thread.join(120)
 
     assert len(set(seen)) == 3
+
+
+def test_a_worker_tells_that_the_database_is_back_before_it_waits(connect, caplog):
+    """The time that the log tells is that of the outage, without the sleep that follows."""
+    observer, told = connect(), []
+
+    class Waits(Wakeups):
+        def wait(self, *arguments: object) -> None:
+            told.append("the database is back" in caplog.text)
+            if len(told) == 1:
+                terminate(observer, connection.connection.info.backend_pid)
+            else:
+                worker.stop()
+
+    with isolated_groups():
+        group = outbox.ConsumerGroup("told", channels=["told"])
+        worker = Worker([group], wakeups=Waits([group], "default"))
+        Background(worker.run).result()
+
+    assert told == [False, True]
