@@ -80,7 +80,12 @@ class EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
         **options: Any,
     ) -> Any:
         """Create the class; with a channel, also register it under its type name."""
-        cls = super().__new__(mcls, name, bases, namespace, **options)
+        try:
+            cls = super().__new__(mcls, name, bases, namespace, **options)
+        except TypeError as error:
+            if "invalid keyword argument" not in str(error):
+                raise
+            raise _unknown_option(name, str(error).split("'")[1]) from None
         cls.__contract__ = None
         if channel is not None:
             cls.__contract__ = Contract(
@@ -201,6 +206,15 @@ def valid_type_name(name: Any, place: str = "") -> str:
 def is_version(version: Any) -> bool:
     """Return whether `version` can be a payload's: a whole number from 1 on."""
     return isinstance(version, int) and not isinstance(version, bool) and version >= 1
+
+
+def _unknown_option(name: str, option: str) -> InvalidEvent:
+    options = ("channel", "key", "type", "version", "stream", "was")
+    return InvalidEvent(
+        f"{name}: the class statement of an event has no {option}=.{did_you_mean(option, options)} "
+        f"It takes {', '.join(options)}, and what a msgspec.Struct takes.",
+        event=name,
+    )
 
 
 def _valid_version(version: Any, name: str) -> int:

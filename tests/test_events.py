@@ -383,6 +383,24 @@ def test_a_channel_declared_wrongly_is_refused_at_once(channel):
             pass
 
 
+def test_a_misspelt_option_of_a_class_is_refused_with_the_nearest():
+    """The error names the class and what its statement takes; options of msgspec go through."""
+    with pytest.raises(InvalidEvent) as caught:
+
+        class Wrong(outbox.Event, chanel="events-wrong"):
+            pass
+
+    class Right(outbox.Event, kw_only=True):
+        first: int = 1
+        second: int
+
+    assert str(caught.value) == (
+        "Wrong: the class statement of an event has no chanel=. Did you mean 'channel'? It takes "
+        "channel, key, type, version, stream, was, and what a msgspec.Struct takes."
+    )
+    assert Right(second=2).first == 1
+
+
 @pytest.mark.parametrize("type", ["", "a\0", 5, "\ud800"])
 def test_a_type_name_declared_wrongly_is_refused_at_once(type):
     """A type name is text that PostgreSQL can store; the error names the class."""
