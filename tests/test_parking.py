@@ -7,10 +7,10 @@ import os
 import threading
 
 import pytest
-from django.db import connection, transaction
+from django.db import DataError, connection, transaction
 
 import outbox
-from outbox.consuming import crashes, cursors, parked_messages
+from outbox.consuming import crashes, cursors, outcomes, parked_messages
 from outbox.consuming.claims import Claims
 from outbox.exceptions import NotParked, OutboxError
 from outbox.models import Cursor, OperatorAction, ParkedMessage
@@ -55,6 +55,80 @@ def test_a_batch_of_blocked_messages_alone_is_a_batch(trouble):
 
     assert Worker(["scripted"]).run_once() == 1
     assert trouble.parked()[-1] == (blocked, "blocked")
+
+
+def leave_no_order(payload, message):
+    """Fail when the transaction commits, and at no statement of the handler."""
+    OrderLine.objects.create(order_id=404)
+
+
+def end_the_session(payload, message):
+    """Close the driver's connection, with the transaction of the claim."""
+    connection.connection.close()
+    return True
+
+
+def end_the_transaction(payload, message):
+    """Roll the transaction of the claim back."""
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK")
+    return True
+
+
+@pytest.mark.parametrize(
+    "ruin", [leave_no_order, end_the_session, end_the_transaction], ids=lambda ruin: ruin.__name__
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_messages_behind_a_parked_one_survive_a_batch_that_fails_as_a_whole(trouble, ruin, before):
+    """They were taken out of the rows for that transaction: the next try parks them all the same."""
+    positions = publish(*"e" * before, "a", "b", "f", "a", "g")
+    bad = positions[before + 2]
+
+    def handle(payload, message):
+        if message.position == bad and ruin(payload, message):
+            return
+        trouble.handle(payload, message)
+
+    trouble.do(handle)
+    wait_until(lambda: trouble.drain() is not None and trouble.cursor().position >= positions[-1])
+    behind = [positions[before], positions[before + 1], positions[before + 3]]
+
+    assert [each for each in trouble.parked() if each[0] in positions] == sorted(
+        [(bad, "failed"), *((position, "blocked") for position in behind)]
+    )
+    assert trouble.effects()[1:] == [*positions[:before], positions[-1]]
+    assert account("scripted") == (11 + before, 11 + before)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_messages_behind_a_parked_one_survive_a_refused_write(trouble, limit, monkeypatch):
+    """No message is to blame when the write of the progress fails: the same rows are tried again."""
+    positions = publish("a", "f", "b", "g")
+    write, failures = outcomes.write, iter(range(limit))
+
+    def refuse(outcome, using, lease=None):
+        if outcome.error is None and next(failures, None) is not None:
+            raise DataError("out of range")
+        write(outcome, using, lease)
+
+    monkeypatch.setattr(outcomes, "write", refuse)
+    wait_until(lambda: trouble.drain() is not None and trouble.cursor().position >= positions[-1])
+
+    assert trouble.parked()[-2:] == [(positions[0], "blocked"), (positions[2], "blocked")]
+    assert trouble.effects()[1:] == [positions[1], positions[3]]
+    assert account("scripted") == (10, 10)
+
+
+def test_what_is_behind_a_parked_message_is_committed_before_one_that_killed_its_process(trouble):
+    """Else that message is never the next of its range, so that the group never gives up on it."""
+    behind, deadly = publish("a", "f")
+    died = crashes.record_dead_process(trouble.cursor().pk, deadly, "killed by SIGKILL")
+    moved = Worker(["scripted"]).run_once()
+
+    assert (died, moved) == (True, 1)
+    assert trouble.parked()[-1] == (behind, "blocked")
+    assert trouble.cursor().position == deadly - 1
+    assert trouble.runs == []
 
 
 def test_more_parked_messages_than_the_batch_has_keys(trouble):

@@ -59,8 +59,11 @@ class Batch:
     deadline: float = 0.0
     """The same, later while a failing message is searched for."""
     began_at: float = 0.0
+    claimed: tuple[Sequence[Row], int] = ((), 0)
+    """The rows and the end position before any row was taken out."""
 
     def __post_init__(self) -> None:
+        self.claimed = self.rows, self.end_position
         self.session = connections[self.using].connection
         self.began_at = time.monotonic()
         self.ends_at = self.deadline = self.began_at + settings().batch_seconds
@@ -90,16 +93,16 @@ class Batch:
         return time.monotonic() >= self.deadline
 
     def prepare(self) -> None:
-        """Take out what is parked behind others; end before a message that failed before."""
+        """End before a message that failed before; take out what is parked behind others."""
         claim = self.claim
-        if claim.parked:
-            keys = [row[1] for row in self.rows]
-            self._block(parked_messages.blocked_keys(claim, keys, self.using))
         if claim.attempts:
             positions = [row[0] for row in self.rows]
             if claim.failed_position in positions[1:]:
                 self.rows = self.rows[: positions.index(claim.failed_position)]
                 self.end_position = claim.failed_position - 1
+        if claim.parked:
+            keys = [row[1] for row in self.rows]
+            self._block(parked_messages.blocked_keys(claim, keys, self.using))
 
     def run(self, after_call: AfterCall) -> Done | Failed:
         """Call the handlers for the next rows; `Failed` counts from the first row of the batch."""
@@ -150,6 +153,10 @@ class Batch:
     def part(self, rows: Sequence[Row], end_position: int) -> Batch:
         """Return a batch of some of the rows, of the same claim."""
         return Batch(self.group, self.claim, rows, end_position, self.using)
+
+    def again(self) -> Batch:
+        """Return a batch of the same rows, those included that were taken out of this one."""
+        return self.part(*self.claimed)
 
     def raise_if_lost(self, error: BaseException) -> None:
         """Raise ConnectionLost when the session that made the claim has ended, or is of no use.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from django.db import Error, connections, transaction
 
 from .. import database, groups, message_log
 from ..conf import log_alias
-from ..exceptions import SessionEnded, WorkerDied
+from ..exceptions import SessionEnded, StaleClaim, WorkerDied
 from ..groups import ConsumerGroup
 from ..messages import Message
 from ..sql import all_rows, run_statement, scalar
@@ -45,7 +46,7 @@ def record_undone(batch: Batch) -> int:
         roll_back_prepared(batch.claim, batch.using)
         with transaction.atomic(using=batch.using):
             outcome = _write_undone(batch, is_lost)
-    except Error as error:
+    except (Error, StaleClaim) as error:
         batch.raise_if_lost(error)
         logger.warning(
             "group %s: a failed attempt could not be recorded: %s", batch.group.name, error
@@ -78,13 +79,14 @@ def _write_undone(batch: Batch, is_lost: bool) -> Outcome | None:
         outcome = batch.outcome()
     elif is_lost:
         error = _lost_session(failed.cause, using)
-        outcome = _charge(locked, batch.group, message, error, failed.start == 0)
+        outcome = _charge(locked, batch.group, message, error, failed.start == 0, batch.blocked)
         if _may_be_chance(message, failed.cause):
             [failure] = outcome.failures
             at_once = dataclasses.replace(failure, verdict="retry", retry_delay=0.0)
             outcome = Outcome(locked, locked.position, failures=[at_once])
     else:
-        outcome = _charge(locked, batch.group, message, failed.cause, failed.start == 0)
+        is_first = failed.start == 0
+        outcome = _charge(locked, batch.group, message, failed.cause, is_first, batch.blocked)
     outcomes.write(outcome, using)
     return outcome
 
@@ -114,14 +116,23 @@ def record_dead_process(
 
 
 def _charge(
-    claim: Claim, group: ConsumerGroup, message: Message, error: BaseException, is_certain: bool
+    claim: Claim,
+    group: ConsumerGroup,
+    message: Message,
+    error: BaseException,
+    is_certain: bool,
+    blocked: Sequence[int] = (),
 ) -> Outcome:
-    """Return the outcome of a failed attempt of a message ahead of the cursor."""
+    """Return the outcome of a failed attempt of a message ahead of the cursor.
+
+    `blocked`: positions to park behind earlier ones where the range moves past them.
+    """
     seconds = claim.failing_seconds_at(message.position)
     failure = failures.decide(group, message, error, seconds, is_certain=is_certain)
     is_given_up = failure.verdict in ("park", "skip")
     position = message.position if is_given_up else claim.position
-    return Outcome(claim, position, failures=[failure])
+    passed = [each for each in blocked if each < position]
+    return Outcome(claim, position, failures=[failure], blocked=passed)
 
 
 def _lost_session(cause: BaseException, using: str) -> SessionEnded:

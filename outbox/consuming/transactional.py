@@ -84,7 +84,7 @@ def recover(batch: Batch, error: Error | StaleClaim) -> int:
     if database.is_server_state(error):
         outcomes.postpone(batch.claim, error, batch.using)
         return 0
-    again = batch.part(batch.rows, batch.end_position)
+    again = batch.again()
     again.is_careful = True
     try:
         with transaction.atomic(using=batch.using):
