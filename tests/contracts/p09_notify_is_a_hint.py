@@ -24,7 +24,7 @@ from outbox.message_log import LogState
 from outbox.testing import isolated_groups
 from outbox.worker import Worker
 from tests.support.amounts import amount
-from tests.support.harness import execute, insert, value
+from tests.support.harness import Background, execute, insert, value
 from tests.support.processes import environment, wait_until
 from tests.support.publishing import publish
 
@@ -324,6 +324,33 @@ def test_notifications_for_others_do_not_pile_up(sleeper, connect):
         publish(None, channel="busy")
 
     wait_until(lambda: len(worker.handled) == 20 and not worker.wakeups.listener._heard)
+
+
+def test_notifications_do_not_pile_up_while_a_worker_has_work(connect):
+    """A worker that listens and never gets to wait reads them between two batches: what its session
+    holds does not grow with their number."""
+    session, turns, held = connect(), 40, []
+    group = outbox.ConsumerGroup("at work", channels=["busy"])
+    wakeups = Wakeups([group], "default", poll_interval=LONG)
+    worker = Worker([group], wakeups=wakeups)
+    name = value(session, "SELECT outbox_signal_name('busy')")
+
+    @group.handler("Order")
+    def go_on(payload: object, message: outbox.Message) -> None:
+        execute(session, f"SELECT pg_notify('{name}', '{len(held)}')")
+        held.append(len(wakeups.listener._heard))
+        if len(held) < turns:
+            outbox.publish_raw("busy", "Order", {})
+        else:
+            worker.stop()
+
+    thread = Background(worker.run)
+    wait_until(lambda: sleeping(["busy"]) == 1)
+    publish(None, channel="busy")
+    thread.result()
+
+    assert len(held) == turns
+    assert max(held) < turns / 2
 
 
 def test_a_range_that_a_dead_session_held_is_taken_over_within_moments(sleeper, connect):
