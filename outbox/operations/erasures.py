@@ -21,13 +21,14 @@ def erase(
     be erased already: call it again.
     """
     found = erasure.find(channel, key, using)
-    if execute:
-        # Delete old files also when nothing was found: a run that was killed may have left some.
-        erasure.erase(channel, key, using)
     if execute and (found.messages or found.parked or found.files):
+        # Before it begins: one that fails halfway, or is killed, has a record as well.
         what = {"channel": channel, "key": key, "messages": found.messages}
         what |= {"parked": found.parked, "files": len(found.files)}
         action_log.record("erase", "", using=using, new=what, reason=reason, by=by)
+    if execute:
+        # Delete old files also when nothing was found: a run that was killed may have left some.
+        erasure.erase(channel, key, using)
     return found
 
 
@@ -52,7 +53,11 @@ def bring_back(
     )
     if not execute or not records:
         return records, 0
-    count = restore.restore(records, using, kept_for=kept_for)
-    what = {"files": [record.name for record in records], "messages": count}
-    action_log.record("restore", "", using=using, new=what, reason=reason)
-    return records, count
+    restored: list[ArchivedSegment] = []
+    try:
+        return records, restore.restore(records, using, kept_for=kept_for, restored=restored)
+    finally:
+        if restored:  # also those before one that fails
+            messages = sum(record.messages for record in restored)
+            what = {"files": [record.name for record in restored], "messages": messages}
+            action_log.record("restore", "", using=using, new=what, reason=reason)

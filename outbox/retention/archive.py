@@ -6,13 +6,13 @@ before anything is removed. `outbox_archived_segment` has a row per file, with i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import gzip
 import hashlib
 import itertools
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,7 +23,7 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from ..conf import settings
-from ..exceptions import ArchiveBroken
+from ..exceptions import ArchiveBroken, OutboxError
 from ..models import ArchivedSegment
 from ..sql import run_statement, with_zones
 from . import parquet
@@ -91,7 +91,7 @@ def write(
     """Write messages to a file of a storage, read it back, and return its row; None without any.
 
     The row is not stored: that belongs into the transaction that removes the messages. Raises
-    ArchiveBroken when the file does not hold what was written, and the storage's own errors.
+    ArchiveBroken when the file does not hold what was written, or the storage fails.
     """
     lines: Iterator[bytes] = map(line_of, rows)
     first_line = next(lines, None)
@@ -115,7 +115,7 @@ def write(
 
 def messages_of(record: ArchivedSegment) -> Iterator[ArchivedMessage]:
     """Give the messages of a file, in position order; raises ArchiveBroken at a change of it."""
-    storage, digest = storages[record.storage], Digest()
+    storage, digest = _storage(record.storage, record.name), Digest()
     if _checksum_of(storage, record.name) != record.file_checksum:
         raise ArchiveBroken(name=record.name, reason="its checksum is another one")
     for line, message in _lines(storage, record.name):
@@ -187,7 +187,8 @@ def replace_restored(lower: int, record: ArchivedSegment | None, using: str) -> 
 def delete_obsolete(using: str) -> None:
     """Delete the files that were replaced; the row goes last, so that a killed one is repeated."""
     for record in ArchivedSegment.objects.using(using).filter(is_obsolete=True):
-        storages[record.storage].delete(record.name)
+        with _storage_errors(record.name):
+            storages[record.storage].delete(record.name)
         record.delete(using=using)
 
 
@@ -199,8 +200,9 @@ def _free_name(alias: str, lower: int, upper: int, format_name: str, using: str)
         name = f"outbox/{lower:020d}-{upper - 1:020d}-{number}.{SUFFIXES[format_name]}"
         if name not in taken:
             break
-    if storages[alias].exists(name):
-        storages[alias].delete(name)
+    with _storage_errors(name):
+        if storages[alias].exists(name):
+            storages[alias].delete(name)
     return name
 
 
@@ -211,7 +213,7 @@ def is_protected(record: ArchivedSegment) -> bool:
 
 def _save(lines: Iterable[bytes], alias: str, wanted: str) -> tuple[str, Facts, str]:
     """Write lines to a file and read it back; return its name, its facts and its checksum."""
-    storage, digest = storages[alias], Digest()
+    storage, digest = _storage(alias, wanted), Digest()
 
     def counted() -> Iterator[bytes]:
         for line in lines:
@@ -225,7 +227,8 @@ def _save(lines: Iterable[bytes], alias: str, wanted: str) -> tuple[str, Facts, 
             with gzip.GzipFile(fileobj=file, mode="wb") as packed:
                 packed.writelines(counted())
         file.seek(0)
-        name = storage.save(wanted, File(file, name=wanted))
+        with _storage_errors(wanted):
+            name = storage.save(wanted, File(file, name=wanted))
     if digest_of(storage, name).facts != digest.facts:
         raise ArchiveBroken(name=name, reason="it does not hold what was written")
     return name, digest.facts, _checksum_of(storage, name)
@@ -242,23 +245,33 @@ def _columns(line: bytes) -> tuple[Any, ...]:
 
 
 def _checksum_of(storage: Storage, name: str) -> str:
+    with _storage_errors(name), storage.open(name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _storage(alias: str, name: str) -> Storage:
+    with _storage_errors(name):
+        return storages[alias]
+
+
+@contextlib.contextmanager
+def _storage_errors(name: str) -> Iterator[None]:
+    """Raise ArchiveBroken for what a storage raises, which may be any class of its client."""
     try:
-        with storage.open(name) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+        yield
+    except OutboxError:
+        raise
+    except Exception as error:
         raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error
 
 
 def _lines(storage: Storage, name: str) -> Iterator[tuple[bytes, ArchivedMessage]]:
-    try:
-        with storage.open(name) as file:
-            if _is_parquet(name):
-                for row in parquet.read(file):
-                    line = line_of(row)
+    with _storage_errors(name), storage.open(name) as file:
+        if _is_parquet(name):
+            for row in parquet.read(file):
+                line = line_of(row)
+                yield line, _decode(line)
+        else:
+            with gzip.GzipFile(fileobj=file) as packed:
+                for line in packed:
                     yield line, _decode(line)
-            else:
-                with gzip.GzipFile(fileobj=file) as packed:
-                    for line in packed:
-                        yield line, _decode(line)
-    except (OSError, EOFError, zlib.error, msgspec.MsgspecError, ValueError) as error:
-        raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error

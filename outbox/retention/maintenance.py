@@ -13,11 +13,9 @@ import logging
 import random
 import time
 
-from django.db import ProgrammingError
-
 from .. import message_log
 from ..conf import settings
-from ..exceptions import OutboxError, ReaderCameBack
+from ..exceptions import OutboxError, ReaderCameBack, RightsMissing
 from ..models import ArchivedSegment
 from ..sql import one_row, scalar
 from . import archive, log_lock, rules, segments
@@ -58,7 +56,7 @@ def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) ->
 
     `ahead`: empty segments to keep ahead. `give_up`: seconds to wait for a moment in which no
     transaction holds the log; see `log_lock`. What fails is kept for `groups` and `doctor`.
-    Raises LogIsBusy, InvalidRule, ArchiveBroken, and what the storage of the archive raises.
+    Raises LogIsBusy, InvalidRule, ArchiveBroken, RightsMissing.
     """
     done = Done()
     with log_lock.alone(using) as is_alone:
@@ -67,6 +65,8 @@ def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) ->
             return done
         try:
             _maintain(using, ahead, give_up, done)
+        except RightsMissing:
+            raise  # of this role; another one may maintain the log
         except (OutboxError, OSError, ValueError) as error:
             one_row("note_maintenance", using, error=f"{type(error).__name__}: {error}")
             raise
@@ -75,10 +75,10 @@ def maintain(using: str, *, ahead: int = AHEAD, give_up: float | None = None) ->
 
 
 def _maintain(using: str, ahead: int, give_up: float | None, done: Done) -> None:
-    archive.delete_obsolete(using)
     promote_default(using, done, give_up)
     size = next_size(segments.list_segments(using))
     done.created = [each.name for each in segments.create_ahead(ahead, using, size, give_up)]
+    archive.delete_obsolete(using)
     chosen = rules.current()
     if chosen.remove_something:
         for removal in removals(using, chosen):
@@ -100,15 +100,15 @@ class InPassing:
         self._due_at = time.monotonic() + random.uniform(0.5, 1) * SECONDS_BETWEEN
         try:
             maintain(self.using, give_up=GIVE_UP_IN_PASSING)
-        except (OutboxError, OSError) as error:
-            logger.warning("maintenance of the log failed: %s", error)
-        except ProgrammingError as error:
+        except RightsMissing as error:
             logger.warning(
                 "maintenance of the log needs the role that owns it (%s): run "
                 "`manage.py outbox segments --maintain` as that role",
-                str(error).strip(),
+                error.reason,
             )
             self._due_at = float("inf")
+        except (OutboxError, OSError, ValueError) as error:
+            logger.warning("maintenance of the log failed: %s", error)
 
 
 def promote_default(using: str, done: Done, give_up: float | None = None) -> None:

@@ -26,24 +26,27 @@ KEPT_FOR = datetime.timedelta(days=7)
 
 
 def restore(
-    records: Sequence[ArchivedSegment], using: str, *, kept_for: datetime.timedelta = KEPT_FOR
+    records: Sequence[ArchivedSegment],
+    using: str,
+    *,
+    kept_for: datetime.timedelta = KEPT_FOR,
+    restored: list[ArchivedSegment] | None = None,
 ) -> int:
     """Bring the messages of archived files back, and return how many.
 
-    `kept_for`: for how long no rule removes them again. Raises ArchiveBroken for a file that was
+    `kept_for`: for how long no rule removes them again. `restored`: takes the files whose messages
+    are back, also when a later one fails. Raises ArchiveBroken for a file that was
     changed, CannotRestore when the log still holds one of the positions, LogIsBusy.
     """
     with log_lock.alone(using, wait=True):
-        return _restore(records, using, timezone.now() + kept_for)
-
-
-def _restore(records: Sequence[ArchivedSegment], using: str, until: datetime.datetime) -> int:
-    total = 0
-    for lower, group in itertools.groupby(
-        sorted(records, key=lambda each: (each.lower, each.first_position)), lambda r: r.lower
-    ):
-        total += _restore_segment(lower, list(group), until, using)
-    return total
+        total, until = 0, timezone.now() + kept_for
+        in_order = sorted(records, key=lambda each: (each.lower, each.first_position))
+        for lower, group in itertools.groupby(in_order, lambda each: each.lower):
+            files = list(group)
+            total += _restore_segment(lower, files, until, using)
+            if restored is not None:
+                restored += files
+        return total
 
 
 def _restore_segment(
