@@ -64,6 +64,13 @@ def parameter_reader(raw: Any, name: str) -> Callable[[], Any]:
     return functools.partial(raw.get_parameter_status, name)
 
 
+def encoding_watch(raw: Any) -> Callable[[], bool]:
+    """Return a function that says whether the session's client_encoding is another one than now."""
+    read = parameter_reader(raw, "client_encoding")
+    at_start = read()
+    return lambda: read() != at_start
+
+
 def has_input(raw: Any) -> bool:
     """Return whether the server has sent something that was not read yet, such as a farewell."""
     with selectors.DefaultSelector() as selector:

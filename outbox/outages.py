@@ -116,6 +116,15 @@ def note_changed(error: BaseException) -> float:
     return delay
 
 
+def leave_recoded(using: str) -> None:
+    """Log that a handler changed a session's client_encoding, and discard the session."""
+    logger.warning(
+        "a handler changed the client_encoding of the worker's session, in which text is read "
+        "wrongly from then on: the worker connects anew; use SET LOCAL"
+    )
+    discard(using)
+
+
 def note_cancelled(error: BaseException, tries: int, messages: int, size: int) -> float:
     """Log that a statement was cancelled; return the seconds to wait before the next one."""
     delay = retry_delay(tries)

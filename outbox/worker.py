@@ -81,6 +81,7 @@ class Worker:
         """During a drain, the last position that it handles."""
         self._is_registered = self._has_worked = False
         self._raw: Any = None
+        self._is_recoded: Callable[[], bool] = lambda: False
         self._round_robin = list(self.groups)
         self._generations = Generations()
         self._stopping = False
@@ -94,10 +95,12 @@ class Worker:
 
         None when nothing is pending; 0 when the next message failed and its range backs off.
         """
-        connections[self.using].ensure_connection()
-        if connections[self.using].connection is not self._raw:
-            self._forget_session()
-            self._raw = connections[self.using].connection
+        connection = connections[self.using]
+        if self._is_recoded() and not connection.in_atomic_block:
+            outages.leave_recoded(self.using)
+        connection.ensure_connection()
+        if connection.connection is not self._raw:
+            self._use_session(connection.connection)
         if not self._is_registered:
             self.register()
         database.close_broken_connections(keep={self.using, self.wakeups.alias})
@@ -250,10 +253,11 @@ class Worker:
     def _set_up_session(self, outage: Outage) -> None:
         """Prepare a session that is new, also when a handler closed the one before."""
         raw = connections[self.using].connection
-        if raw is not None and raw is self._raw:
+        if self._is_recoded():
+            outages.leave_recoded(self.using)
+        elif raw is not None and raw is self._raw:
             return
-        self._forget_session()
-        self._raw = database.set_up(self.using, cursors.session_name(self._by_name))
+        self._use_session(database.set_up(self.using, cursors.session_name(self._by_name)))
         self.register()
         outage.note_answer()
 
@@ -284,9 +288,13 @@ class Worker:
         cursors.register(self.groups, self.using, log_was_emptied=True)
         positions.refuse_faults(self.using)
 
+    def _use_session(self, raw: Any) -> None:
+        self._forget_session()
+        self._raw, self._is_recoded = raw, database.encoding_watch(raw)
+
     def _forget_session(self) -> None:
         """Forget what was learnt from a session."""
-        self._raw = None
+        self._raw, self._is_recoded = None, lambda: False
         self._is_registered = self._has_worked = False
         self.claims.forget()
         self.wakeups.close()

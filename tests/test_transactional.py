@@ -595,3 +595,21 @@ def test_what_ends_a_program_in_an_event_class_is_the_failure_of_its_message(
 
     assert billing.parked() == [(failing, "failed")]
     assert billing.effects() == [good]
+
+
+@pytest.mark.parametrize("delivery", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "EUC_JP"])
+def test_a_handler_that_changes_the_encoding_of_the_session(script, encoding, delivery, caplog):
+    """The worker goes on in a new session, in which it reads and writes any text."""
+    billing = script(retry=TWICE, delivery=delivery)
+    positions = publish("a", "b")
+    billing.act_at(positions[1], lambda: run(f"SET client_encoding = '{encoding}'"))
+    worker = Worker([billing.group])
+    with caplog.at_level(logging.WARNING, "outbox"):
+        worker.drain()
+        later = publish("zwölf €", "c")
+        worker.drain()
+
+    assert billing.effects() == [*positions, *later]
+    assert billing.parked() == []
+    assert "changed the client_encoding of the worker's session" in caplog.text

@@ -66,7 +66,7 @@ class ReaderCameBack(OutboxError):
 
 
 class ArchiveBroken(OutboxError):
-    """The archived file {name!r} cannot be used: {reason}. Nothing was removed or restored."""
+    """The archived file {name!r} cannot be used: {reason}. Nothing of it was removed, restored or erased."""
 
     name: str
     reason: str
