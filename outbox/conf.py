@@ -17,6 +17,7 @@ from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 from django.db import connections, router
 from django.utils.connection import ConnectionDoesNotExist
+from django.utils.module_loading import import_string
 
 from .exceptions import NotInstalled, UnknownDatabase
 
@@ -95,6 +96,13 @@ def _is_seconds(value: Any) -> bool:
     return is_number(value, 0, is_above=True)
 
 
+def _is_function(value: Any) -> bool:
+    try:
+        return callable(import_string(value) if isinstance(value, str) else value)
+    except ImportError:
+        return False
+
+
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "REQUIRE_TRANSACTION": (_is_bool, "True or False"),
     "BATCH_SIZE": (lambda value: is_number(value, 1, whole=True), "a whole number from 1 on"),
@@ -113,8 +121,8 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "the alias of a storage in STORAGES",
     ),
     "ARCHIVE_FORMAT": (lambda value: value in ("ndjson", "parquet"), '"ndjson" or "parquet"'),
-    "MASK": (lambda value: isinstance(value, str) or callable(value), "a function or its path"),
-    "OPERATOR": (lambda value: isinstance(value, str), "text"),
+    "MASK": (lambda value: value == "" or _is_function(value), "a function or its path"),
+    "OPERATOR": (lambda value: isinstance(value, str) and "\0" not in value, "text without NUL"),
     "TRACING": (lambda value: value in ("", "links", "parent"), '"", "links" or "parent"'),
     "SENTRY": (_is_bool, "True or False"),
 }

@@ -94,7 +94,7 @@ def test_an_unknown_key_is_refused(key, hint):
             ("LISTEN", value, "True, False or the alias of a database")
             for value in ("nowhere", None, 1, ["default"])
         ),
-        *(("OPERATOR", value, "text") for value in (None, 5)),
+        *(("OPERATOR", value, "text without NUL") for value in (None, 5)),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(key, value, use):
@@ -274,3 +274,27 @@ def test_a_session_that_ended_is_a_warning():
 
     assert [each.id for each in found] == ["outbox.W009"]
     assert outbox_checks.check_database(databases=["default"]) == []
+
+
+def test_a_rule_for_a_misspelt_channel_is_found():
+    """W029 names the channel that was meant, which would lose messages by KEEP; another program's
+    channel may have a rule."""
+    rules = {"ordrs": {"keep": "forever"}, "of another program": {"keep": "1 day"}}
+    found = check_settings({"KEEP": "1 day", "CHANNELS": rules})
+
+    assert "has a rule for 'ordrs'" in found["outbox.W029"].msg
+    assert "Did you mean 'orders'?" in found["outbox.W029"].msg
+    assert check_settings({"CHANNELS": {"of another program": {"keep": "1 day"}}}) == {}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"MASK": "tests.no_such_function"},
+        {"MASK": "tests.settings.STATIC_URL"},
+        {"OPERATOR": "a\0"},
+    ],
+)
+def test_what_would_fail_later_is_found(given):
+    """A function that cannot be imported, and text that PostgreSQL cannot store."""
+    assert "outbox.E003" in check_settings(given)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 
+from .. import events
+from ..encoding import key_text
 from ..models import ArchivedSegment
 from ..retention import erasure, restore
 from ..retention.erasure import Found
@@ -17,9 +19,10 @@ def erase(
 
     In the log, in parked copies and in archived files; positions, types and the key stay, and
     handlers see `message.erased`. `execute=False`: only look. `by`: who; see `action_log.actor`.
-    A key that has no message is no error. Raises LogIsBusy and ArchiveBroken; then some of it may
-    be erased already: call it again.
+    A key that has no message is no error. Raises LogIsBusy, and ArchiveBroken when a file is lost
+    or broken: then everything else is erased, or some of it when the storage fails; call it again.
     """
+    channel, key = events.valid_channel(channel), key_text(key) or ""
     found = erasure.find(channel, key, using)
     if execute and (found.messages or found.parked or found.files):
         # Before it begins: one that fails halfway, or is killed, has a record as well.

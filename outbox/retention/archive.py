@@ -262,7 +262,8 @@ def _storage_errors(name: str) -> Iterator[None]:
     except OutboxError:
         raise
     except Exception as error:
-        raise ArchiveBroken(name=name, reason=f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ArchiveBroken(name=name, reason=reason) from error
 
 
 def _lines(storage: Storage, name: str) -> Iterator[tuple[bytes, ArchivedMessage]]:

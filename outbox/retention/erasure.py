@@ -13,6 +13,7 @@ import msgspec
 from django.db import connections
 
 from .. import message_log
+from ..exceptions import ArchiveBroken
 from ..messages import ERASED_HEADERS
 from ..models import ArchivedSegment, ParkedMessage
 from ..sql import one_row, run_statement, scalar
@@ -29,15 +30,19 @@ class Found:
     parked: int
     files: list[str]
     """Names of archived files."""
+    unreadable: list[str] = dataclasses.field(default_factory=list)
+    """Names of archived files that are lost or broken, so that the key may be in them."""
 
 
 def find(channel: str, key: str, using: str) -> Found:
     """Return where the values of a key lie; reads every archived file of the channel's time."""
     parked = ParkedMessage.objects.using(using).filter(channel=channel, key=key)
+    files, broken = _files(channel, key, using)
     return Found(
         scalar("count_key", using, channel=channel, key=key),
         parked.exclude(headers={"outbox.erased": True}).count(),
-        [record.name for record in _files(channel, key, using)],
+        [record.name for record in files],
+        [error.name for error in broken],
     )
 
 
@@ -45,7 +50,7 @@ def erase(channel: str, key: str, using: str) -> None:
     """Put tombstones in the place of a key's values, in the log, parked copies and archived files.
 
     What is published for the key meanwhile is not erased. Can be killed and called again. Raises
-    LogIsBusy, ArchiveBroken.
+    LogIsBusy, and at the end ArchiveBroken for the first file that cannot be read.
     """
     with log_lock.alone(using, wait=True):
         archive.delete_obsolete(using)
@@ -66,8 +71,11 @@ def _erase(channel: str, key: str, using: str) -> None:
             run_statement(cursor, "vacuum_cursors")
             if has_parked:
                 run_statement(cursor, "vacuum_parked")
-    for record in _files(channel, key, using):
+    files, broken = _files(channel, key, using)
+    for record in files:
         archive.rewrite(record, _lines(record, channel, key), using)
+    if broken:
+        raise broken[0]
 
 
 def _segments(channel: str, key: str, using: str) -> list[Segment]:
@@ -94,12 +102,16 @@ def _rewrite(segment: Segment, channel: str, key: str, using: str) -> None:
     )
 
 
-def _files(channel: str, key: str, using: str) -> list[ArchivedSegment]:
-    return [
-        record
-        for record in ArchivedSegment.objects.using(using).filter(is_obsolete=False)
-        if any(_is_one(message, channel, key) for message in archive.messages_of(record))
-    ]
+def _files(channel: str, key: str, using: str) -> tuple[list[ArchivedSegment], list[ArchiveBroken]]:
+    """Return the files that hold the key, and why others cannot be read."""
+    found, broken = [], []
+    for record in ArchivedSegment.objects.using(using).filter(is_obsolete=False):
+        try:
+            if any(_is_one(message, channel, key) for message in archive.messages_of(record)):
+                found.append(record)
+        except ArchiveBroken as error:
+            broken.append(error)
+    return found, broken
 
 
 def _is_one(message: archive.ArchivedMessage, channel: str, key: str) -> bool:

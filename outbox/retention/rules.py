@@ -15,8 +15,9 @@ from django.apps import AppConfig
 from django.core import checks
 
 from .. import events
+from ..checks.declarations import published_types
 from ..conf import settings
-from ..exceptions import InvalidRule
+from ..exceptions import InvalidRule, did_you_mean
 
 UNITS = {
     "second": 1,
@@ -115,12 +116,15 @@ def current() -> Rules:
 def check_rules(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """E025: a retention rule that cannot be understood; E026: one that cannot be met."""
+    """E025: a retention rule that cannot be understood; E026: one that cannot be met.
+
+    W029: one of a channel whose name is probably misspelt: the channel meant has another rule.
+    """
     try:
         chosen = current()
     except InvalidRule as error:
         return [checks.Error(str(error), id="outbox.E025")]
-    return [
+    return _misspelt(chosen) + [
         checks.Error(
             f'OUTBOX["CHANNELS"][{name!r}]["keep"] is "{rule}", but {name} is a channel of '
             "streams, and those are kept forever: an aggregate is the sum of all its messages.",
@@ -129,6 +133,20 @@ def check_rules(
         )
         for name, rule in sorted(chosen.by_channel.items())
         if rule != FOREVER and events.is_stream_channel(name)
+    ]
+
+
+def _misspelt(chosen: Rules) -> list[checks.CheckMessage]:
+    known = set(published_types())
+    return [
+        checks.Warning(
+            f'OUTBOX["CHANNELS"] has a rule for {name!r}, to which nothing publishes.'
+            f"{did_you_mean(name, known)}",
+            hint="Correct the name, or take the rule out.",
+            id="outbox.W029",
+        )
+        for name in chosen.by_channel
+        if name not in known and did_you_mean(name, known)
     ]
 
 

@@ -148,3 +148,27 @@ def test_a_role_that_does_not_own_the_log_is_no_fault_of_its_maintenance(small_l
     assert "needs the role that owns it" in caplog.text
     assert passing._due_at == float("inf")
     assert run("SELECT error FROM outbox_maintenance WHERE error <> ''") == []
+
+
+def test_a_lost_file_does_not_keep_a_key_from_being_erased(storage, small_log, capsys):
+    """Everything else is erased, the command names the file and ends with an error; with the file it
+    erases the rest."""
+    maintenance.maintain("default")
+    publish(1, key="key-1")
+    lost, kept = ArchivedSegment.objects.order_by("first_position")
+    content = (small_log / lost.name).read_bytes()
+    (small_log / lost.name).unlink()
+    arguments = ["outbox", "erase", "--channel", "goods", "--key", "key-1", "--reason", "asked"]
+    call_command(*arguments)
+    dry_run = capsys.readouterr().err
+    with pytest.raises(CommandError, match=lost.name):
+        call_command(*arguments, "--execute")
+    left = erasures.erase("goods", "key-1", reason="", using="default", execute=False)
+    (small_log / lost.name).write_bytes(content)
+    call_command(*arguments, "--execute")
+    found = erasures.erase("goods", "key-1", reason="", using="default", execute=False)
+
+    assert f"cannot be read: {lost.name}" in dry_run
+    assert (left.messages, left.files, left.unreadable) == (0, [], [lost.name])
+    assert (found.messages, found.files, found.unreadable) == (0, [], [])
+    assert not ArchivedSegment.objects.filter(name=kept.name).exists()

@@ -38,6 +38,9 @@ class Erase(Verb):
             f"{found.messages} messages, {found.parked} parked copies, "
             f"{len(found.files)} archived files"
         )
+        if found.unreadable:
+            names = ", ".join(found.unreadable)
+            printer.note(f"The key may also be in files that cannot be read: {names}.")
         if not (found.messages or found.parked or found.files):
             printer.note("Nothing to erase.")
         elif options["execute"]:
