@@ -66,7 +66,8 @@ class ReaderCameBack(OutboxError):
 
 
 class ArchiveBroken(OutboxError):
-    """The archived file {name!r} cannot be used: {reason}. Nothing of it was removed, restored or erased."""
+    """The archived file {name!r} cannot be used: {reason}. Nothing of it was removed, restored \
+or erased."""
 
     name: str
     reason: str

@@ -12,6 +12,7 @@ from django.db import DatabaseError
 
 import outbox
 from outbox.consuming import cursors
+from outbox.exceptions import ArchiveBroken
 from outbox.models import ArchivedSegment, ChannelRetention, Message, OperatorAction
 from outbox.operations import replay
 from outbox.retention import erasure, maintenance, restore, rules, segments
