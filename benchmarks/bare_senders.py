@@ -144,6 +144,25 @@ def sqs(server: Any, records: Sequence[Record]) -> Iterator[Sender]:
 
 
 @contextlib.contextmanager
+def sns(server: Any, records: Sequence[Record]) -> Iterator[Sender]:
+    """Publish ten in a request."""
+    import boto3
+
+    client = boto3.client("sns", **server.options(server.port))
+    rounds = 0
+
+    def send() -> None:
+        nonlocal rounds
+        rounds += 1
+        for entries in _entries(records, "Message", rounds):
+            client.publish_batch(
+                TopicArn=server.arn("sns", PLACE), PublishBatchRequestEntries=entries
+            )
+
+    yield send
+
+
+@contextlib.contextmanager
 def rabbitmq(server: Any, records: Sequence[Record]) -> Iterator[Sender]:
     """Send a batch, then wait for its confirmations; the messages are encoded as they are sent."""
     import rstream
@@ -196,6 +215,7 @@ OF = {
     "rabbitmq": rabbitmq,
     "webhook": webhook,
     "sqs": sqs,
+    "sns": sns,
 }
 """The bare loops by the names of their destinations."""
 

@@ -518,6 +518,30 @@ class Sqs(Destination):
         return list(self.kept[channel])
 
 
+class Sns(Sqs):
+    """moto's server: topics, and a queue behind each that keeps what the topic got."""
+
+    def arn(self, service, name):
+        return f"arn:aws:{service}:eu-central-1:123456789012:{name}.fifo"
+
+    def prepare(self):
+        import boto3
+
+        super().prepare()
+        topics = boto3.client("sns", **self.options(self.port))
+        for name in CHANNELS:
+            topics.create_topic(Name=f"{name}.fifo", Attributes={"FifoTopic": "true"})
+            topics.subscribe(
+                TopicArn=self.arn("sns", name),
+                Protocol="sqs",
+                Endpoint=self.arn("sqs", name),
+                Attributes={"RawMessageDelivery": "true"},
+            )
+
+    def sink(self, port, channel=None):
+        return f"relays.Sns({self.arn('sns', '{channel}')!r}, **{self.options(port)!r})"
+
+
 ALL = {
     "redis": Redis,
     "nats": Nats,
@@ -525,4 +549,5 @@ ALL = {
     "kafka": Kafka,
     "rabbitmq": RabbitMq,
     "sqs": Sqs,
+    "sns": Sns,
 }

@@ -1,8 +1,12 @@
-"""A relay of the flights in a process of its own: `python -m tests.relays.relay_worker SINK`."""
+"""A relay of the flights in a process of its own: `python -m tests.relays.relay_worker SINK [stay]`.
+
+It ends when it has sent everything, or, with `stay`, on SIGTERM.
+"""
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 
 import django
@@ -16,4 +20,6 @@ if __name__ == "__main__":
 
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
     sink = eval(sys.argv[1], {"relays": relays})
-    Worker([outbox.Relay("flown", channels=["flights"], to=sink, lease=1.0)]).run(until_idle=True)
+    worker = Worker([outbox.Relay("flown", channels=["flights"], to=sink, lease=1.0)])
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run(until_idle="stay" not in sys.argv)

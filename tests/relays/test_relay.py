@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 
 import pytest
 from django.db import connection
 
 import outbox
-from outbox.models import Cursor, ParkedMessage
+from outbox.models import Cursor, Message, ParkedMessage
 from outbox.operations import redrives, replay, scaling
 from outbox.relays import DROP, File, Target
 from outbox.testing import Received, sink_contract
@@ -78,6 +80,19 @@ def test_a_relay_sends_what_was_published_in_order_with_cloudevents_attributes(s
     }
     assert "subject" not in second.attributes
     assert Cursor.objects.get(group="copy").processed == 3
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/St_Johns", "Europe/Berlin"])
+def test_the_time_is_as_rfc_3339_writes_it(sink, zone):
+    """Date, T, time, and an offset of hours and minutes, in any time zone of the session."""
+    publish("a")
+    execute(connection, f"SET TIME ZONE '{zone}'")
+    drain(relay(sink))
+    execute(connection, "SET TIME ZONE 'UTC'")
+    text = sink.records[0].attributes["time"]
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", text)
+    assert datetime.datetime.fromisoformat(text) == Message.objects.get().created_at
 
 
 def test_headers_and_the_trace_go_along(sink):
