@@ -142,7 +142,7 @@ def test_a_handler_that_raises_does_not_strand_the_messages_behind_it():
 
 def test_several_processes_have_exactly_one_effect_per_row():
     """Four workers share a backlog; each message has one effect, whoever had it."""
-    run_sql("INSERT INTO library_media (name) SELECT 'm' FROM generate_series(1, 2000)")
+    run_sql("INSERT INTO library_media (name) SELECT 'm' FROM generate_series(1, 600)")
     manage("consume", "scanners", "--drain", "--max-messages", "1")
     workers = [
         start_manage("consume", "scanners", "--drain", "--batch-size", "20") for _ in range(4)

@@ -10,6 +10,7 @@ import outbox
 from tests.shop.consumers import Broken
 from tests.shop.events import OrderPlaced
 from tests.shop.models import Effect, Fault
+from tests.support.amounts import amount
 from tests.support.harness import (
     cursor_of,
     drain,
@@ -180,14 +181,18 @@ def test_a_worker_process_killed_in_its_batch_has_done_nothing(start_command, cl
     assert handled("billing") == positions
 
 
+BACKLOG = amount(1_000, 3_000)
+"""A hundred batches, so that each of three kills hits a worker in the middle of the backlog."""
+
+
 def test_competing_worker_processes_survive_kill_after_kill(start_command, observer):
     """However often one of two workers is killed at work, each message is handled once."""
     with transaction.atomic():
         positions = list(
-            outbox.publish_many([OrderPlaced(order_id=number % 7) for number in range(3000)])
+            outbox.publish_many([OrderPlaced(order_id=number % 7) for number in range(BACKLOG)])
         )
     survivor = start_command("consume", "crew", "--batch-size", "10")
-    for done in (50, 800, 1600):
+    for done in (BACKLOG // 20, BACKLOG // 4, BACKLOG // 2):
         victim = start_command("consume", "crew", "--batch-size", "10")
         wait_until(lambda done=done: Effect.objects.count() >= done)
         os.kill(victim.pid, signal.SIGKILL)
