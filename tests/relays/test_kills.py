@@ -27,7 +27,7 @@ SECONDS = amount(800, 3_000)
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(SECONDS + 200)]
 
 FLIGHTS = amount(200, 27_004)
-FLIGHTS_OF_SLOW = amount(60, 500)
+FLIGHTS_OF_SLOW = amount(30, 500)
 KILLS = amount(2, 20)
 
 
