@@ -88,7 +88,7 @@ class Aggregate(models.Model):
         event of another channel or key; and whatever the model's constraints raise. The instance is
         then as it was before.
         """
-        alias = writable_alias(using or self._state.db)
+        alias = writable_alias(using or router.db_for_write(type(self), instance=self))
         self._check(event)
         before = dict(self.__dict__)
         adding = self._state.adding

@@ -281,3 +281,17 @@ def test_a_table_whose_name_has_a_schema(table, tmp_path, empty_database):
     ]
     assert "No changes detected" in clean
     assert "no issues" in healthy
+
+
+class NothingMigrates:
+    """A router for which an alias is a replica."""
+
+    def allow_migrate(self, db, app_label, **hints):
+        return False
+
+
+def test_the_captures_of_a_replica_are_declared(settings):
+    """The triggers came with the tables, and the statement of W022 would drop them."""
+    settings.DATABASE_ROUTERS = [NothingMigrates()]
+
+    assert [each.problem for each in installed.run_checks("default")] == []

@@ -552,3 +552,27 @@ def test_a_version_above_the_stream_and_a_time_before_it_conflict_or_are_refused
         Account.as_of("17", time=before.replace(tzinfo=None))
     with pytest.raises(InvalidStream, match="versions 1 to 0"):
         Account.as_of("nobody", version=1)
+
+
+class ReadsFromOther:
+    """A router with a replica."""
+
+    def db_for_read(self, model, **hints):
+        return "other"
+
+    def db_for_write(self, model, **hints):
+        return "default"
+
+
+def test_an_aggregate_read_from_a_replica_is_recorded_where_the_router_writes(
+    other_alias, settings
+):
+    """The instance remembers the alias that it was loaded from; `save()` does not follow it either."""
+    with transaction.atomic():
+        Account(number="41").record(Opened(account="41", owner="Ann"))
+    settings.DATABASE_ROUTERS = [ReadsFromOther()]
+    loaded = Account.objects.get(pk="41")
+    with transaction.atomic():
+        loaded.record(Deposited(account="41", amount=Decimal(5)))
+
+    assert Account.objects.using("default").get(pk="41").version == 2
