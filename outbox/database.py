@@ -68,7 +68,7 @@ def encoding_watch(raw: Any) -> Callable[[], bool]:
     """Return a function that says whether the session's client_encoding is another one than now."""
     read = parameter_reader(raw, "client_encoding")
     at_start = read()
-    return lambda: read() != at_start
+    return lambda: not raw.closed and read() != at_start
 
 
 def has_input(raw: Any) -> bool:

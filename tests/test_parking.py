@@ -100,6 +100,29 @@ def test_messages_behind_a_parked_one_survive_a_batch_that_fails_as_a_whole(trou
     assert account("scripted") == (11 + before, 11 + before)
 
 
+def test_two_messages_that_fail_in_different_ways_are_both_given_up(script):
+    """The attempts at one are not forgotten while the other one fails, so none is tried for ever."""
+    billing = script(retry=outbox.Retry(max_attempts=2, base=0))
+    first, second, last = publish("a", "b", "c")
+    ways = {first: leave_no_order, second: end_the_session}
+
+    def handle(payload, message):
+        if way := ways.get(message.position):
+            way(payload, message)
+        else:
+            billing.handle(payload, message)
+
+    billing.do(handle)
+    worker = Worker(["scripted"])
+    turns = 0
+    while worker.run_once() is not None:
+        turns += 1
+        assert turns < 20, billing.cursor().last_error
+
+    assert billing.parked() == [(first, "failed"), (second, "failed")]
+    assert billing.effects() == [last]
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 def test_messages_behind_a_parked_one_survive_a_refused_write(trouble, limit, monkeypatch):
     """No message is to blame when the write of the progress fails: the same rows are tried again."""

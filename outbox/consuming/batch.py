@@ -93,13 +93,18 @@ class Batch:
         return time.monotonic() >= self.deadline
 
     def prepare(self) -> None:
-        """End before a message that failed before; take out what is parked behind others."""
+        """Take a message that failed before alone, after those before it; take out what is parked.
+
+        The cursor row counts the attempts at one message: were it tried with others, the failure of
+        one of these would let its count begin anew, without an end.
+        """
         claim = self.claim
         if claim.attempts:
             positions = [row[0] for row in self.rows]
-            if claim.failed_position in positions[1:]:
-                self.rows = self.rows[: positions.index(claim.failed_position)]
-                self.end_position = claim.failed_position - 1
+            if claim.failed_position in positions:
+                stop = positions.index(claim.failed_position) or 1
+                if stop < len(positions):
+                    self.rows, self.end_position = self.rows[:stop], positions[stop] - 1
         if claim.parked:
             keys = [row[1] for row in self.rows]
             self._block(parked_messages.blocked_keys(claim, keys, self.using))
