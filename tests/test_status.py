@@ -103,9 +103,10 @@ def test_a_group_that_moves_and_leaves_messages_is_behind(present):
     assert (state().status, state().lag) == ("behind", 2)
 
 
-def test_a_group_that_does_not_move_is_stalled(present):
+def test_a_group_that_does_not_move_is_stalled(settings, present):
     """A worker is there, messages wait, and nothing was committed for longer than a worker that is
     well may take."""
+    settings.OUTBOX = {**settings.OUTBOX, "BATCH_SECONDS": 1.0}
     register([consumers.billing], "default")
     present("billing")
     publish_aged(60)
@@ -115,8 +116,9 @@ def test_a_group_that_does_not_move_is_stalled(present):
     assert state().why.startswith("messages wait and nothing was committed for 30 s; no worker")
 
 
-def test_a_stalled_group_says_who_holds_the_horizon(present, connect):
+def test_a_stalled_group_says_who_holds_the_horizon(settings, present, connect):
     """When the horizon is held back, the reason names the session that does so."""
+    settings.OUTBOX = {**settings.OUTBOX, "BATCH_SECONDS": 1.0}
     register([consumers.billing], "default")
     present("billing")
     publisher = connect()

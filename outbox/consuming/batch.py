@@ -96,13 +96,16 @@ class Batch:
         """Take a message that failed before alone, after those before it; take out what is parked.
 
         The cursor row counts the attempts at one message: were it tried with others, the failure of
-        one of these would let its count begin anew, without an end.
+        one of these would let its count begin anew, without an end. Only after the first failure in
+        a batch handler any of its messages may be the cause: they are tried one by one.
         """
         claim = self.claim
         if claim.attempts:
             positions = [row[0] for row in self.rows]
             if claim.failed_position in positions:
-                stop = positions.index(claim.failed_position) or 1
+                stop = positions.index(claim.failed_position)
+                self.is_careful |= stop == 0 and claim.attempts == 1 and self._is_together()
+                stop = stop or (len(positions) if self.is_careful else 1)
                 if stop < len(positions):
                     self.rows, self.end_position = self.rows[:stop], positions[stop] - 1
         if claim.parked:
@@ -132,8 +135,10 @@ class Batch:
             self.suspects = result.start, result.stop
             self.deadline = time.monotonic() + settings().batch_seconds
         else:
+            is_suspect = self.claim.attempts_at(self.rows[self.handled][0]) > 0
             self.fail(result.cause)
-            self.suspects, self.deadline = (0, 0), self.ends_at
+            # What was given up is committed before another message can undo it.
+            self.suspects, self.deadline = (0, 0), 0.0 if is_suspect else self.ends_at
 
     def fail(self, error: BaseException) -> None:
         """Decide about the next row, which failed alone; move past it when it is given up."""
@@ -187,6 +192,11 @@ class Batch:
         if last <= handled:
             return len(self.rows)
         return first if first > handled else handled + max(1, (last - handled) // 2)
+
+    def _is_together(self) -> bool:
+        """Return whether a batch handler takes the first row with others."""
+        route = self.group.routes(self.claim.channel).get(self.rows[0][2])
+        return route is not None and route.is_batch
 
     def _block(self, keys: set[str]) -> None:
         """Take the rows of blocked keys out of those that are not handled yet."""
