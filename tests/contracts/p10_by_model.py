@@ -41,6 +41,7 @@ GROUPS = {
     "ranges": {"on_failure": "park", "parallelism": 3},
     "skips": {"on_failure": "skip"},
     "leases": {"on_failure": "park", "delivery": "at_least_once"},
+    "stacks": {"on_failure": "park"},
 }
 RETRY = outbox.Retry(max_attempts=2, base=0)
 
@@ -140,7 +141,6 @@ class Machine(RuleBasedStateMachine):
     def declare(self, name, options):
         group = outbox.ConsumerGroup(name, channels=["trouble"], retry=RETRY, **options)
 
-        @group.handler("Order")
         def handle(payload, message):
             if self.dies_at == message.position:
                 raise Killed
@@ -157,6 +157,14 @@ class Machine(RuleBasedStateMachine):
                 backend=0,
             )
 
+        def handle_all(payloads, messages):
+            for payload, message in zip(payloads, messages, strict=True):
+                handle(payload, message)
+
+        if name == "stacks":
+            group.batch_handler("Order")(handle_all)
+        else:
+            group.handler("Order")(handle)
         return group
 
     @rule(
