@@ -183,7 +183,10 @@ def flush_statistics(session):
 def test_three_groups_consume_a_backlog_without_writing_to_the_log(session):
     """After tens of thousands of messages went through three groups: no dead tuple, no update, no
     lock mark; a tiny cursor table."""
-    ((inserted, updated, deleted, _),) = execute(session, LOG_STATISTICS)
+    for each in (connection, session):
+        flush_statistics(each)
+    execute(session, "VACUUM outbox_message")  # of inserts that earlier tests rolled back
+    ((inserted, updated, deleted, dead_before),) = execute(session, LOG_STATISTICS)
     load(session, MESSAGES)
     flush_statistics(session)
     wait_until(lambda: execute(session, LOG_STATISTICS)[0][0] >= inserted + MESSAGES)
@@ -205,7 +208,7 @@ def test_three_groups_consume_a_backlog_without_writing_to_the_log(session):
     )
 
     assert advanced == [MESSAGES] * 3
-    assert dead == 0
+    assert dead <= dead_before
     assert (updated_after - updated, deleted_after - deleted) == (0, 0)
     assert touched == 0
     assert log_size_after - log_size < log_size / 100  # visibility and free space maps
